@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The arena: every large piece of memory of an engine, mapped once when it opens. It is a table of
+ * blocks of at most 1 GiB, because io_uring, verbs and CUDA register memory by block and several of
+ * them stop there. No piece lies across two blocks. Pieces are never given back; the arena goes as
+ * a whole. Zeroed by the kernel. One thread; after the last shunt_arena_alloc any thread may read
+ * the table.
+ */
+#ifndef SHUNT_BASE_ARENA_H
+#define SHUNT_BASE_ARENA_H
+
+#include "runtime/base/error.h"
+
+#define SHUNT_ARENA_BLOCK_BYTES (1ull << 30)
+#define SHUNT_ARENA_PAGE        4096u
+#define SHUNT_ARENA_BLOCKS_MAX  4096u
+
+struct shunt_arena_block {
+    unsigned char *base;
+    size_t bytes; /* mapped, multiple of SHUNT_ARENA_PAGE */
+    size_t used;
+};
+
+struct shunt_arena {
+    struct shunt_arena_block *blocks;
+    uint32_t block_count;
+    uint64_t bytes; /* mapped */
+};
+
+/* Maps `bytes` (at most one block) on a page of its own; *out is aligned to SHUNT_ARENA_PAGE.
+ * Return: 0, -EINVAL when it is larger than a block, -ENOMEM. */
+int shunt_arena_alloc(struct shunt_arena *arena, size_t bytes, const char *what, void **out,
+                      struct shunt_error *err);
+
+/* Maps `count` pieces of `stride` bytes (multiple of SHUNT_ARENA_PAGE), as many to a block as fit.
+ * out[i] is piece i. */
+int shunt_arena_alloc_many(struct shunt_arena *arena, size_t stride, uint32_t count,
+                           const char *what, unsigned char **out, struct shunt_error *err);
+
+/* Unmaps everything. Accepts a zeroed arena. */
+void shunt_arena_fini(struct shunt_arena *arena);
+
+#endif

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef SHUNT_BASE_CLOCK_H
+#define SHUNT_BASE_CLOCK_H
+
+#include <stdint.h>
+#include <time.h>
+
+#define SHUNT_NS_PER_US 1000ll
+#define SHUNT_NS_PER_MS 1000000ll
+#define SHUNT_NS_PER_S  1000000000ll
+
+/* Monotonic time. No system call on Linux (vDSO). */
+static inline int64_t shunt_now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * SHUNT_NS_PER_S + t.tv_nsec;
+}
+
+static inline struct timespec shunt_timespec(int64_t ns)
+{
+    return (struct timespec){.tv_sec = (time_t)(ns / SHUNT_NS_PER_S),
+                             .tv_nsec = (long)(ns % SHUNT_NS_PER_S)};
+}
+
+#endif
