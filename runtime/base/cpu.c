@@ -7,17 +7,31 @@
 #include <string.h>
 #include <unistd.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* __builtin_cpu_supports does not know "f16c" before gcc 11 and clang 15. */
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+
 uint32_t shunt_cpu_features(void)
 {
     uint32_t features = 0;
 
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
         features |= SHUNT_CPU_AVX2;
-#endif
     return features;
 }
+#else
+uint32_t shunt_cpu_features(void)
+{
+    return 0;
+}
+#endif
 
 uint32_t shunt_cpu_count(void)
 {
