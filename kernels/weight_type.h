@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * How weights are stored: GGUF's tensor types that shunt computes with. A row of `cols` weights is
- * cols / block_len blocks of block_bytes; the layout of a block is drawn beside its reference code
- * in kernels/ref/dequantize.c.
+ * cols / block_len blocks of block_bytes; kernels/blocks.h draws the blocks.
  */
 #ifndef SHUNT_KERNELS_WEIGHT_TYPE_H
 #define SHUNT_KERNELS_WEIGHT_TYPE_H
