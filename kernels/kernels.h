@@ -1,23 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The arithmetic of a layer, as one table of functions per level: `ref` is scalar C, meant to be
- * read, and the reference of all others; `avx2` needs AVX2, FMA and F16C. A table is filled with
- * ref first and then overwritten by its level.
+ * read, and the reference of all others; `avx2` needs AVX2, FMA and F16C. A table is complete:
+ * where a level has nothing of its own it names ref's function.
  *
  * The contract every level keeps, on which the promise "where an expert ran never changes the
  * answer" rests:
- * - A result for one row depends on that row and the weights only, bit for bit: never on the other
- * rows of the call, on their number, on how rows or outputs are split over calls, or on alignment.
- * - Float32 accumulation of exact products of float32 activations and dequantised weights;
- * activations are never quantised. The order of every sum is fixed per level (ref: ascending; avx2:
- * lane j of 8 takes elements j, j+8, ... ascending with one rounding each, the lanes are then added
- * in a fixed tree).
+ *
+ * - A result for one row depends on that row and the weights only, bit for bit: never on the
+ *   other rows of the call, on their number, on how rows or outputs are split over calls, or on
+ *   alignment.
+ * - Float32 accumulation of exact products of float32 activations and dequantised weights (ref
+ *   rounds each product, avx2 fuses it); activations are never quantised. The order of every sum
+ *   is fixed per level. ref: ascending. avx2: lane j of 8 takes elements j, j+8, ... ascending
+ *   with one rounding each, the lanes are then added in a fixed tree.
  * - exp and its kin are the level's own polynomials, not libm's: two machines with the same level
- * give the same bits. Only the RoPE table comes from libm; it is used at the home node alone.
+ *   give the same bits. Only the RoPE table comes from libm; it is used at the home node alone.
  * - No function allocates, locks, or keeps state. All are safe to call from any thread at once.
  * - Weights may lie at any address (an expert lies in its slot as it lay in the file); float arrays
- * are 4-aligned. Levels differ from each other by rounding only; tests/tolerances.h has the bounds
- * and the reasons.
+ *   are 4-aligned. Arrays that a call writes overlap no other, except where it says so.
+ * - NaN and infinity are values like others: nothing crashes, they stay in the results they belong
+ *   to, and a NaN is a NaN, no particular one.
+ * - The calling thread is in C's default floating-point environment: round to nearest, denormals
+ *   kept.
+ *
+ * Levels differ from each other by rounding only; tests/tolerances.h has the bounds and the
+ * reasons.
  */
 #ifndef SHUNT_KERNELS_KERNELS_H
 #define SHUNT_KERNELS_KERNELS_H
@@ -69,8 +77,8 @@ struct shunt_kernels {
     void (*matmul)(const struct shunt_matrix *w, uint32_t row_begin, uint32_t row_end,
                    const float *const *x, float *const *y, uint32_t count, float *scratch);
 
-    /* dst[0, n) = the weights of `n` (a multiple of block_len) stored at src. The same values in
-     * every level. */
+    /* dst[0, n) = the n weights stored at src; n is a multiple of block_len. The same bits in every
+     * level. */
     void (*dequantize)(enum shunt_weight_type type, const void *src, float *dst, uint32_t n);
 
     /* y = x / sqrt(mean(x^2) + eps) * weight. y may be x. */
@@ -86,13 +94,14 @@ struct shunt_kernels {
     /* out = softmax(scale * q.k) v, block by block with a running maximum, in ascending order. */
     void (*attend)(const struct shunt_attend *a);
 
-    /* y += a * x, the product rounded on its own. */
+    /* y += a * x, the product rounded on its own. The same bits in every level, and so for rope. */
     void (*add_scaled)(float *y, const float *x, float a, uint32_t n);
 
-    /* Softmax over `n` router logits, then the `k` most probable: ids in descending order of logit,
-     * the lower id first among equals; weights are their probabilities, divided by their sum if
-     * `normalize`. `n` <= SHUNT_EXPERTS_MAX. One routine for all levels. A NaN logit counts as the
-     * lowest. */
+    /* Softmax over `n` router logits, then the `k` most probable, k in [1, min(n,
+     * SHUNT_EXPERTS_USED_MAX)], n <= SHUNT_EXPERTS_MAX: ids in descending order of logit, the lower
+     * id first among equals; weights are their probabilities, divided by their sum if `normalize`.
+     * One routine for all levels. A NaN logit counts as -inf; whatever the logits, the ids are
+     * distinct. */
     void (*route)(const float *logits, uint32_t n, uint32_t k, bool normalize, uint16_t *ids,
                   float *weights);
 };
