@@ -16,10 +16,11 @@ enum shunt_read_class {
     SHUNT_READ_CLASSES
 };
 
+/* Layer steps are counted from 1 and ascend over the run, below 2^60. */
 struct shunt_evict_view {
-    uint64_t last_use; /* layer step in which a row last used it (or it was loaded); ascending over
-                          the run */
-    uint64_t keep;     /* needed, or predicted, for a layer step >= this minus one; 0: not */
+    uint64_t last_use; /* layer step in which a row last used it, or it was loaded */
+    uint64_t keep;     /* the last layer step that needs it, or that it is predicted for; 0: none.
+                          Who learns that a prediction was wrong may take it back. */
     bool placed;       /* the placement wants it here */
     bool unused_guess; /* read speculatively and not needed so far */
 };
@@ -27,9 +28,15 @@ struct shunt_evict_view {
 #define SHUNT_EVICT_NEVER UINT64_MAX
 
 /* The score at layer step `now` for a read of class `by` that wants the slot; SHUNT_EVICT_NEVER
- * when it must not have it: speculation takes nothing that is needed by the current or predicted
- * for the next layer, and a placement load takes nothing that the placement wants. Demand may take
- * anything. */
+ * when it must not have it. An expert is kept while its `keep` is `now` or later.
+ *
+ * Demand may take anything, in this order, the least recently used first within each:
+ * 1. a guess that was wrong: not used, not kept, not placed
+ * 2. what is neither kept nor placed
+ * 3. what is placed and not kept
+ * 4. what is kept for a later step
+ * 5. what is kept for this one
+ * Speculation takes 1 to 3, a placement load 1 and 2. */
 uint64_t shunt_evict_score(const struct shunt_evict_view *view, uint64_t now,
                            enum shunt_read_class by);
 
