@@ -125,18 +125,21 @@ SHUNT_API int shunt_model_get_expert(const shunt_model *model, uint32_t layer, u
 /* ------------------------------------------------------------------------------------------------ text and ids */
 
 enum {
-    SHUNT_TOKENIZE_SPECIAL = 1u << 0, /* "<|im_end|>" in the text becomes that one token; without it, plain text */
+    SHUNT_TOKENIZE_SPECIAL = 1u << 0, /* control tokens: "<|im_end|>" in the text becomes that one token; without it,
+                                         plain text. Tokens that a model's author has added as text ("<think>") always
+                                         become one token. */
     SHUNT_TOKENIZE_BOS = 1u << 1,     /* put the model's BOS id first where the model asks for one */
 };
 
 /* Turns UTF-8 text into ids. Writes at most `id_max` ids.
  * Return: the number of ids the text has (it may exceed id_max: call again with more room); -EILSEQ for text that is no
- * UTF-8 (err names the offset); -ENOTSUP when the file's tokenizer is of an unknown kind; -ENOMEM. May allocate. */
+ * UTF-8 (err names the offset); -ENOTSUP when the file's tokenizer is of an unknown kind; -EFBIG for a text beyond
+ * 1 GiB; -ENOMEM. Allocates. */
 SHUNT_API int64_t shunt_tokenize(const shunt_model *model, const char *text, size_t text_len, uint32_t flags,
                                  int32_t *ids, size_t id_max, struct shunt_error *err);
 
-/* Turns one id into bytes: the token's piece of UTF-8, which may begin or end inside a character. Special tokens give
- * no bytes unless `special`. Writes at most `text_max` bytes, no NUL.
+/* Turns one id into bytes: the token's piece of UTF-8, which may begin or end inside a character. Control tokens (and
+ * ids the vocabulary only reserves) give no bytes unless `special`. Writes at most `text_max` bytes, no NUL.
  * Return: the number of bytes the token has; -ERANGE for an id outside the vocabulary; -ENOTSUP as above. */
 SHUNT_API int64_t shunt_detokenize(const shunt_model *model, int32_t id, bool special, char *text, size_t text_max);
 

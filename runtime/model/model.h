@@ -2,7 +2,10 @@
  *
  * An opened model file as the rest of the runtime sees it: dimensions, where each weight lies, the
  * tokenizer. One family so far, qwen3moe; a family is a function that fills `struct shunt_arch` and
- * the layers from the header, and refuses by name what it does not compute.
+ * the layers from the header, and refuses by name what it does not compute (see loader.h).
+ *
+ * Opened and closed by shunt_model_open and shunt_model_close of shunt.h; read-only in between, so
+ * any thread may look at it.
  */
 #ifndef SHUNT_MODEL_MODEL_H
 #define SHUNT_MODEL_MODEL_H
@@ -58,22 +61,46 @@ struct shunt_model {
     struct shunt_file file;
     struct shunt_gguf gguf;
     struct shunt_arch arch;
-    struct shunt_dense token_embd, output_norm,
-        output; /* output is token_embd when the file ties them */
-    struct shunt_layer *layers;
+    struct shunt_dense token_embd;
+    struct shunt_dense output_norm;
+    struct shunt_dense output;         /* equal to token_embd when the file ties them */
+    struct shunt_layer *layers;        /* owned, arch.layer_count of them */
     struct shunt_tokenizer *tokenizer; /* NULL: see tokenizer_error */
-    struct shunt_error
-        tokenizer_error; /* why text cannot be tokenized; ids still can be computed */
-    uint64_t dense_bytes;
-    uint64_t expert_bytes; /* of the whole model */
+    /* Why text cannot be tokenized; ids still can be computed. */
+    struct shunt_error tokenizer_error;
+    int32_t bos_id, eos_id; /* -1: none. Known without a tokenizer as well */
+    uint64_t dense_bytes;   /* a tied matrix counts once */
+    uint64_t expert_bytes;  /* of the whole model */
     uint64_t expert_bytes_max;
     uint64_t parameter_count;
     uint64_t startup_bytes; /* read from the drive to open the model */
     uint8_t fingerprint[16];
-    char *architecture;   /* owned, NUL-terminated */
-    char *name;           /* owned, NUL-terminated */
-    char *tokenizer_kind; /* owned: "gpt2/qwen2", or the error in brackets */
-    char **tensor_names;  /* owned, NUL-terminated, gguf.tensor_count of them */
+    /* Text for people: owned, NUL-terminated, control characters replaced. */
+    char *architecture;
+    char *name;
+    char *tokenizer_kind; /* "gpt2/qwen2", or the error in brackets */
+    char **tensor_names;  /* gguf.tensor_count of them, one block with its strings */
 };
+
+/* The most an architecture may ask for. With these, every size that the runtime computes from the
+ * dimensions fits its type: a count of rows or columns uint32_t, a product of any three uint64_t.
+ */
+#define SHUNT_LAYERS_MAX  1024u
+#define SHUNT_HIDDEN_MAX  (1u << 16)
+#define SHUNT_HEADS_MAX   1024u
+#define SHUNT_FF_MAX      (1u << 16)
+#define SHUNT_VOCAB_MAX   (1u << 24)
+#define SHUNT_CONTEXT_MAX (1u << 24)
+
+/* True for ids that end a generation. */
+static inline bool shunt_model_is_end(const struct shunt_model *model, int32_t id)
+{
+    return model->tokenizer ? shunt_tokenizer_is_end(model->tokenizer, id)
+                            : id >= 0 && id == model->eos_id;
+}
+
+/* Fills fingerprint: XXH3 of the header, the file's size and the first bytes of every tensor. Reads
+ * the samples from the drive and adds them to startup_bytes. */
+int shunt_model_take_fingerprint(struct shunt_model *model, struct shunt_error *err);
 
 #endif

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Which model this is, to a rack whose nodes must all hold the same one. The header alone would not
+ * tell two trainings of one architecture apart, and reading every weight would take as long as
+ * loading them; the first bytes of each tensor change with any training or quantisation. It guards
+ * against mistakes, not against an adversary.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "runtime/model/model.h"
+
+#define SAMPLE_BYTES 4096u
+
+static int hash_samples(struct shunt_model *m, XXH3_state_t *state, unsigned char *sample,
+                        struct shunt_error *err)
+{
+    for (uint32_t i = 0; i < m->gguf.tensor_count; i++) {
+        const struct shunt_gguf_tensor *t = &m->gguf.tensors[i];
+        size_t len = t->bytes < SAMPLE_BYTES ? (size_t)t->bytes : SAMPLE_BYTES;
+        int rc = shunt_file_read(&m->file, t->off, len, sample, &m->startup_bytes, err);
+
+        if (rc)
+            return rc;
+        XXH3_128bits_update(state, sample, len);
+    }
+    return 0;
+}
+
+int shunt_model_take_fingerprint(struct shunt_model *m, struct shunt_error *err)
+{
+    XXH3_state_t *state = XXH3_createState();
+    unsigned char *sample = malloc(SAMPLE_BYTES);
+    XXH128_canonical_t canonical;
+    int rc;
+
+    _Static_assert(sizeof(canonical) == sizeof(m->fingerprint), "a fingerprint is 128 bits");
+    if (state && sample) {
+        XXH3_128bits_reset(state);
+        XXH3_128bits_update(state, m->gguf.header, m->gguf.header_bytes);
+        /* Little-endian, as every machine shunt runs on: see base/bytes.h. */
+        XXH3_128bits_update(state, &m->file.bytes, sizeof(m->file.bytes));
+        rc = hash_samples(m, state, sample, err);
+    } else {
+        rc = shunt_error_set(err, -ENOMEM, "%s: out of memory for its fingerprint", m->file.path);
+    }
+    if (!rc) {
+        XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(state));
+        memcpy(m->fingerprint, canonical.digest, sizeof(m->fingerprint));
+    }
+    XXH3_freeState(state);
+    free(sample);
+    return rc;
+}
