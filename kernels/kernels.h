@@ -33,6 +33,7 @@
 #include <stdbool.h>
 
 #include "kernels/weight_type.h"
+#include "runtime/base/limits.h"
 
 /* Weights of a linear map: `rows` outputs of `cols` inputs each. */
 struct shunt_matrix {
@@ -63,7 +64,6 @@ struct shunt_attend {
 /* Output rows that matmul dequantises together; its scratch holds so many rows of floats. */
 #define SHUNT_MATMUL_PANEL 4u
 
-#define SHUNT_EXPERTS_MAX      1024u
 #define SHUNT_EXPERTS_USED_MAX 32u
 
 enum shunt_kernel_level { SHUNT_KERNELS_REF, SHUNT_KERNELS_AVX2, SHUNT_KERNEL_LEVELS };

@@ -8,9 +8,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define SHUNT_NODE_SET_MAX 64u
+#include "runtime/base/limits.h"
 
-/* The set of node n alone; n is in [0, SHUNT_NODE_SET_MAX). */
+/* The set of node n alone; n is in [0, SHUNT_NODES_MAX). */
 static inline uint64_t shunt_node_set_of(uint32_t n)
 {
     return 1ull << n;

@@ -27,7 +27,7 @@
 struct plan {
     const struct shunt_placement_input *in;
     uint64_t *mask;
-    uint32_t room[SHUNT_NODE_SET_MAX]; /* [node]: capacity, at most all experts */
+    uint32_t room[SHUNT_NODES_MAX]; /* [node]: capacity, at most all experts */
     uint32_t *count;  /* [layer][node]: experts of the layer that the node is to hold */
     uint32_t *total;  /* [layer]: their sum over the nodes */
     uint64_t *weight; /* [layer], for the node in hand: its entropy, 0 once the layer is full */
@@ -189,7 +189,7 @@ static uint32_t largest_surplus(const struct plan *p, uint32_t n)
  * slots to spare on some node; each move makes the lack one smaller. */
 static void cover_counts(const struct plan *p)
 {
-    uint32_t turn[SHUNT_NODE_SET_MAX]; /* room, less the slots moved: larger nodes first */
+    uint32_t turn[SHUNT_NODES_MAX]; /* room, less the slots moved: larger nodes first */
 
     memcpy(turn, p->room, sizeof(turn));
     for (;;) {
@@ -266,7 +266,7 @@ static void take_ties(const struct plan *p, struct span s, uint32_t n, uint64_t 
 {
     size_t experts = p->in->expert_count;
     const uint64_t *f = activated(p->in, n, 0);
-    uint32_t with_copies[SHUNT_NODE_SET_MAX + 1] = {0};
+    uint32_t with_copies[SHUNT_NODES_MAX + 1] = {0};
     uint32_t last = 0; /* takes all with fewer copies, then of those with so many */
 
     for (size_t i = s.first * experts; i < s.end * experts; i++) {
@@ -294,8 +294,8 @@ static void take_ties(const struct plan *p, struct span s, uint32_t n, uint64_t 
 static void take_most_activated(const struct plan *p, struct span s, const uint32_t *want)
 {
     size_t count = (size_t)(s.end - s.first) * p->in->expert_count;
-    uint64_t level[SHUNT_NODE_SET_MAX];
-    uint32_t need[SHUNT_NODE_SET_MAX];
+    uint64_t level[SHUNT_NODES_MAX];
+    uint32_t need[SHUNT_NODES_MAX];
     uint64_t waiting = 0;
 
     for (uint32_t n = 0; n < p->in->node_count; n++) {
@@ -329,14 +329,14 @@ static bool is_duplicate(uint64_t holders)
 struct repair {
     uint64_t *mask; /* [expert] */
     uint32_t experts;
-    uint32_t uncovered;                      /* experts that are on no node */
-    uint32_t duplicates[SHUNT_NODE_SET_MAX]; /* [node]: its experts that another has as well */
-    uint32_t drop[SHUNT_NODE_SET_MAX]; /* [node]: the one of these it uses least; NONE: not known */
+    uint32_t uncovered;                   /* experts that are on no node */
+    uint32_t duplicates[SHUNT_NODES_MAX]; /* [node]: its experts that another has as well */
+    uint32_t drop[SHUNT_NODES_MAX]; /* [node]: the one of these it uses least; NONE: not known */
 };
 
 static void survey(struct repair *r)
 {
-    for (uint32_t n = 0; n < SHUNT_NODE_SET_MAX; n++)
+    for (uint32_t n = 0; n < SHUNT_NODES_MAX; n++)
         r->drop[n] = NONE;
     for (uint32_t e = 0; e < r->experts; e++) {
         r->uncovered += r->mask[e] == 0;

@@ -21,7 +21,7 @@
 #include "planner/node_set.h"
 
 struct shunt_placement_input {
-    uint32_t node_count;   /* in [1, SHUNT_NODE_SET_MAX] */
+    uint32_t node_count;   /* in [1, SHUNT_NODES_MAX] */
     uint32_t layer_count;  /* at least 1 */
     uint32_t expert_count; /* per layer, at least 1; layer_count * expert_count below 2^31 */
     /* [node][layer][expert]: tokens of that node's users, decayed or not; their sum below 2^64 */

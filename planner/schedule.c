@@ -5,8 +5,8 @@
 
 /* What this schedule has given each node so far. */
 struct ledger {
-    uint64_t tokens[SHUNT_NODE_SET_MAX];  /* below 2^48: 64 * 1024 counts of 32 bits */
-    uint64_t read_ns[SHUNT_NODE_SET_MAX]; /* below 2^59: 1024 reads and one to try, of 48 bits */
+    uint64_t tokens[SHUNT_NODES_MAX];  /* below 2^48: 64 * 1024 counts of 32 bits */
+    uint64_t read_ns[SHUNT_NODES_MAX]; /* below 2^59: 1024 reads and one to try, of 48 bits */
 };
 
 /* The last step of splitmix64 (Steele, Lea, Flood 2014): each bit of the result depends on every
@@ -124,11 +124,11 @@ static uint32_t order_by_tokens(const struct shunt_schedule_input *in, uint64_t 
         for (uint64_t set = in->live; set; set &= set - 1)
             tokens += count_at(in, shunt_node_set_first(set), e);
         if (tokens > 0)
-            order[count++] = tokens * SHUNT_SCHEDULE_EXPERTS_MAX + in->expert_count - 1 - e;
+            order[count++] = tokens * SHUNT_EXPERTS_MAX + in->expert_count - 1 - e;
     }
     sort_descending(order, count);
     for (uint32_t i = 0; i < count; i++)
-        order[i] = in->expert_count - 1 - order[i] % SHUNT_SCHEDULE_EXPERTS_MAX;
+        order[i] = in->expert_count - 1 - order[i] % SHUNT_EXPERTS_MAX;
     return count;
 }
 
@@ -237,7 +237,7 @@ static uint32_t choose_reader(const struct shunt_schedule_input *in, uint32_t e,
 
 void shunt_schedule_prefill(const struct shunt_schedule_input *in, uint8_t *node)
 {
-    uint64_t order[SHUNT_SCHEDULE_EXPERTS_MAX];
+    uint64_t order[SHUNT_EXPERTS_MAX];
     struct ledger l = {0};
     uint32_t count = order_by_tokens(in, order), absent = 0;
 

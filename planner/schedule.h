@@ -14,8 +14,6 @@
 
 #include "planner/node_set.h"
 
-#define SHUNT_SCHEDULE_EXPERTS_MAX 1024u
-
 /* Residency of an expert on a node, as told to the others: absent; loading, with the share of its
  * bytes still to come in 1/254, at least 1; resident. */
 #define SHUNT_STATE_ABSENT      0u
@@ -37,8 +35,8 @@ uint32_t shunt_schedule_decode(uint32_t self, uint32_t layer, uint32_t expert, u
 /* Prefill: all nodes' tokens of one layer at once. What is said of or by a node outside `live` does
  * not count. */
 struct shunt_schedule_input {
-    uint32_t node_count;   /* in [1, SHUNT_NODE_SET_MAX] */
-    uint32_t expert_count; /* in [1, SHUNT_SCHEDULE_EXPERTS_MAX] */
+    uint32_t node_count;   /* in [1, SHUNT_NODES_MAX] */
+    uint32_t expert_count; /* in [1, SHUNT_EXPERTS_MAX] */
     uint32_t layer;
     uint64_t live;           /* not empty, no bit from node_count on */
     const uint32_t *counts;  /* [node][expert]: tokens */

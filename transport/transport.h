@@ -29,9 +29,9 @@
 #include <poll.h>
 
 #include "runtime/base/error.h"
+#include "runtime/base/limits.h"
 
 #define SHUNT_TRANSPORT_DEPTH 8u
-#define SHUNT_NODES_MAX       64u
 
 struct shunt_transport;
 

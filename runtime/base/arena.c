@@ -40,14 +40,11 @@ static int map_block(struct shunt_arena *arena, size_t bytes, const char *what,
 int shunt_arena_alloc(struct shunt_arena *arena, size_t bytes, const char *what, void **out,
                       struct shunt_error *err)
 {
-    unsigned char *piece;
-    int rc;
+    int rc = map_block(arena, shunt_align_up(bytes ? bytes : 1, SHUNT_ARENA_PAGE), what, err);
 
-    rc = shunt_arena_alloc_many(arena, shunt_align_up(bytes ? bytes : 1, SHUNT_ARENA_PAGE), 1, what,
-                                &piece, err);
     if (rc)
         return rc;
-    *out = piece;
+    *out = arena->blocks[arena->block_count - 1].base;
     return 0;
 }
 
@@ -67,13 +64,12 @@ int shunt_arena_alloc_many(struct shunt_arena *arena, size_t stride, uint32_t co
         uint32_t now = count - done < per_block ? count - done : per_block;
         struct shunt_arena_block *block;
 
-        rc = map_block(arena, (size_t)now * stride, what, err);
+        rc = map_block(arena, shunt_align_up((uint64_t)now * stride, SHUNT_ARENA_PAGE), what, err);
         if (rc)
             return rc;
         block = &arena->blocks[arena->block_count - 1];
         for (uint32_t i = 0; i < now; i++)
             out[done + i] = block->base + (size_t)i * stride;
-        block->used = block->bytes;
         done += now;
     }
     return 0;

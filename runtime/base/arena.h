@@ -18,7 +18,6 @@
 struct shunt_arena_block {
     unsigned char *base;
     size_t bytes; /* mapped, multiple of SHUNT_ARENA_PAGE */
-    size_t used;
 };
 
 struct shunt_arena {
@@ -27,13 +26,13 @@ struct shunt_arena {
     uint64_t bytes; /* mapped */
 };
 
-/* Maps `bytes` (at most one block) on a page of its own; *out is aligned to SHUNT_ARENA_PAGE.
- * Return: 0, -EINVAL when it is larger than a block, -ENOMEM. */
+/* Maps `bytes` on a page of its own; *out is aligned to SHUNT_ARENA_PAGE. One weight larger than a
+ * block gets a larger block, which nobody registers. Return: 0 or -ENOMEM. */
 int shunt_arena_alloc(struct shunt_arena *arena, size_t bytes, const char *what, void **out,
                       struct shunt_error *err);
 
-/* Maps `count` pieces of `stride` bytes (multiple of SHUNT_ARENA_PAGE), as many to a block as fit.
- * out[i] is piece i. */
+/* Maps `count` pieces of `stride` bytes, as many to a block as fit; out[i] is piece i. The first of
+ * a block is aligned to SHUNT_ARENA_PAGE, so each is aligned to what divides `stride`. */
 int shunt_arena_alloc_many(struct shunt_arena *arena, size_t stride, uint32_t count,
                            const char *what, unsigned char **out, struct shunt_error *err);
 

@@ -31,6 +31,7 @@ struct shunt_pool {
     _Alignas(SHUNT_CACHE_LINE) _Atomic uint32_t run;
     _Atomic uint32_t sleepers;
     _Atomic uint32_t stop;
+    _Atomic uint32_t abort;
     /* Written by the caller before it publishes `cursor`, read by whoever has claimed a task of
      * that run. */
     _Alignas(SHUNT_CACHE_LINE) shunt_task_fn *fn;
@@ -58,7 +59,8 @@ static void work(struct shunt_pool *pool, uint32_t worker)
 
         if (next >= count)
             return;
-        pool->fn(pool->ctx, next, worker);
+        if (!atomic_load_explicit(&pool->abort, memory_order_relaxed))
+            pool->fn(pool->ctx, next, worker);
         /* Release pairs with the caller's acquire: it sees what the task wrote. seq_cst against
          * caller_sleeps. */
         if (atomic_fetch_add(&pool->done, 1) + 1 == count && atomic_load(&pool->caller_sleeps))
@@ -102,7 +104,8 @@ void shunt_pool_run(struct shunt_pool *pool, shunt_task_fn *fn, void *ctx, uint3
         return;
     if (count == 1 || pool->helper_count == 0) {
         for (uint32_t i = 0; i < count; i++) {
-            fn(ctx, i, 0);
+            if (!atomic_load_explicit(&pool->abort, memory_order_relaxed))
+                fn(ctx, i, 0);
             if (pool->hook)
                 pool->hook(pool->hook_ctx);
         }
@@ -140,6 +143,11 @@ void shunt_pool_set_hook(struct shunt_pool *pool, void (*hook)(void *ctx), void 
     pool->hook_ctx = ctx;
 }
 
+void shunt_pool_abort(struct shunt_pool *pool)
+{
+    atomic_store_explicit(&pool->abort, 1, memory_order_relaxed);
+}
+
 uint32_t shunt_pool_thread_count(const struct shunt_pool *pool)
 {
     return pool->thread_count;
@@ -175,11 +183,12 @@ int shunt_pool_open(struct shunt_pool **out, uint32_t thread_count, struct shunt
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (rc) {
+        shunt_error_set(err, -rc,
+                        "cannot start compute thread %u of %u: %s; lower --threads or raise the "
+                        "limit (ulimit -u)",
+                        pool->helper_count + 2, thread_count, strerror(rc));
         shunt_pool_close(pool);
-        return shunt_error_set(err, -rc,
-                               "cannot start compute thread %u of %u: %s; lower --threads or raise "
-                               "the limit (ulimit -u)",
-                               pool->helper_count + 1, thread_count, strerror(rc));
+        return -rc;
     }
     *out = pool;
     return 0;

@@ -34,6 +34,10 @@ void shunt_pool_set_hook(struct shunt_pool *pool, void (*hook)(void *ctx), void 
 /* count in [0, SHUNT_POOL_TASKS_MAX]. */
 void shunt_pool_run(struct shunt_pool *pool, shunt_task_fn *fn, void *ctx, uint32_t count);
 
+/* Tasks that have not begun, now or later, are skipped: runs return at once and leave rubbish. For
+ * an engine that must end in the middle of a step. Any thread; there is no way back. */
+void shunt_pool_abort(struct shunt_pool *pool);
+
 uint32_t shunt_pool_thread_count(const struct shunt_pool *pool);
 
 #endif

@@ -602,12 +602,12 @@ Test(placement, full_size)
 /* A rack of the most nodes, some of them without any room, some with more than there is. */
 Test(placement, extremes)
 {
-    static uint64_t activations[SHUNT_NODE_SET_MAX * 4], mask[4];
-    uint32_t capacity[SHUNT_NODE_SET_MAX] = {[63] = UINT32_MAX};
-    struct shunt_placement_input in = {SHUNT_NODE_SET_MAX, 2, 2, activations, capacity};
+    static uint64_t activations[SHUNT_NODES_MAX * 4], mask[4];
+    uint32_t capacity[SHUNT_NODES_MAX] = {[63] = UINT32_MAX};
+    struct shunt_placement_input in = {SHUNT_NODES_MAX, 2, 2, activations, capacity};
 
-    for (uint32_t i = 0; i < SHUNT_NODE_SET_MAX * 4; i++)
-        activations[i] = UINT64_MAX / (SHUNT_NODE_SET_MAX * 4);
+    for (uint32_t i = 0; i < SHUNT_NODES_MAX * 4; i++)
+        activations[i] = UINT64_MAX / (SHUNT_NODES_MAX * 4);
     run_prism(&in, mask);
     for (uint32_t i = 0; i < 4; i++)
         cr_assert_eq(mask[i], 1ull << 63);
@@ -616,7 +616,7 @@ Test(placement, extremes)
     cr_assert_eq(uncovered(&in, mask), 4);
     shunt_placement_spread(&in, mask);
     cr_assert_eq(uncovered(&in, mask), 4);
-    for (uint32_t n = 0; n < SHUNT_NODE_SET_MAX; n++)
+    for (uint32_t n = 0; n < SHUNT_NODES_MAX; n++)
         capacity[n] = 4;
     run_prism(&in, mask);
     for (uint32_t i = 0; i < 4; i++)

@@ -28,8 +28,8 @@ static double unevenness_max(uint32_t node_count)
 
 Test(schedule, readers_are_spread_evenly)
 {
-    for (uint32_t nodes = 2; nodes <= SHUNT_NODE_SET_MAX; nodes++) {
-        uint32_t reads[SHUNT_NODE_SET_MAX] = {0};
+    for (uint32_t nodes = 2; nodes <= SHUNT_NODES_MAX; nodes++) {
+        uint32_t reads[SHUNT_NODES_MAX] = {0};
         uint64_t live = UINT64_MAX >> (64 - nodes);
 
         for (uint32_t layer = 0; layer < 58; layer++) {
@@ -105,7 +105,7 @@ Test(schedule, decode_goes_to_the_nearest)
  * goes to all alike. */
 Test(schedule, decode_spreads_over_the_holders)
 {
-    uint32_t rows[SHUNT_NODE_SET_MAX] = {0};
+    uint32_t rows[SHUNT_NODES_MAX] = {0};
     uint32_t same = 0;
 
     for (uint32_t self = 4; self < 64; self++) {
@@ -405,8 +405,8 @@ Test(schedule, prefill_breaks_ties_by_placement_then_tokens)
 
 /* ---- at full size */
 
-#define FULL_NODES   SHUNT_NODE_SET_MAX
-#define FULL_EXPERTS SHUNT_SCHEDULE_EXPERTS_MAX
+#define FULL_NODES   SHUNT_NODES_MAX
+#define FULL_EXPERTS SHUNT_EXPERTS_MAX
 
 static uint32_t counts[FULL_NODES * FULL_EXPERTS];
 static uint8_t states[FULL_NODES * FULL_EXPERTS];
