@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "runtime/cluster/address.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Splits at the last colon; brackets around an IPv6 address are taken off. */
+static int split(const char *text, char *host, size_t host_bytes, const char **port)
+{
+    const char *colon = strrchr(text, ':');
+    size_t len;
+
+    if (!colon || colon == text || colon[1] == '\0')
+        return -EINVAL;
+    len = (size_t)(colon - text);
+    if (text[0] == '[') {
+        if (text[len - 1] != ']')
+            return -EINVAL;
+        text++;
+        len -= 2;
+    } else if (memchr(text, ':', len)) {
+        return -EINVAL; /* an IPv6 address without brackets: where would the port begin? */
+    }
+    if (len == 0 || len >= host_bytes)
+        return -EINVAL;
+    memcpy(host, text, len);
+    host[len] = '\0';
+    *port = colon + 1;
+    return 0;
+}
+
+int shunt_address_parse(struct shunt_address *address, const char *text, struct shunt_error *err)
+{
+    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found;
+    const char *port;
+    char host[256];
+    int rc;
+
+    if (split(text, host, sizeof(host), &port))
+        return shunt_error_set(err, -EINVAL,
+                               "rack address '%s': expected host:port or [v6-address]:port", text);
+    rc = getaddrinfo(host, port, &hints, &found);
+    if (rc)
+        return shunt_error_set(err, -EINVAL, "rack address '%s': %s", text, gai_strerror(rc));
+    memcpy(&address->addr, found->ai_addr, found->ai_addrlen);
+    address->len = found->ai_addrlen;
+    freeaddrinfo(found);
+    return 0;
+}
+
+bool shunt_address_is_loopback(const struct shunt_address *address)
+{
+    if (address->addr.ss_family == AF_INET) {
+        const struct sockaddr_in *v4 = (const struct sockaddr_in *)&address->addr;
+
+        return ntohl(v4->sin_addr.s_addr) >> 24 == 127;
+    }
+    if (address->addr.ss_family == AF_INET6) {
+        const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)&address->addr;
+
+        return IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
+    }
+    return false;
+}
+
+int shunt_address_listen(const struct shunt_address *address, const char *text, int backlog,
+                         struct shunt_error *err)
+{
+    const int one = 1;
+    int fd = socket(address->addr.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int rc;
+
+    if (fd < 0)
+        return shunt_error_set(err, -errno, "%s: no socket: %s", text, strerror(errno));
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (bind(fd, (const struct sockaddr *)&address->addr, address->len) || listen(fd, backlog)) {
+        rc = -errno;
+        close(fd);
+        if (rc == -EADDRINUSE)
+            return shunt_error_set(err, rc,
+                                   "%s: the port is taken; end the program that listens there "
+                                   "(ss -ltnp shows it) or use another port in --rack",
+                                   text);
+        if (rc == -EADDRNOTAVAIL)
+            return shunt_error_set(err, rc, "%s is no address of this machine; is --rank right?",
+                                   text);
+        return shunt_error_set(err, rc, "%s: cannot listen: %s", text, strerror(-rc));
+    }
+    return fd;
+}

@@ -1,0 +1,574 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The control thread and what it knows. State that other threads touch (send queues, who is ready,
+ * why the rack ended) is under one mutex; none of it lies on the path of a step, which only reads
+ * the atomic `down`.
+ */
+#include "runtime/cluster/rack.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "runtime/base/clock.h"
+#include "runtime/cluster/join.h"
+
+#define TICK_NS            (100 * SHUNT_NS_PER_MS)
+#define GOODBYE_TIMEOUT_NS (500 * SHUNT_NS_PER_MS)
+/* Room for small messages beside a large one. */
+#define QUEUE_SLACK 4096u
+
+enum message {
+    MESSAGE_HEARTBEAT = 1,
+    MESSAGE_READY,
+    MESSAGE_FAILED,  /* the text of what failed on the sender */
+    MESSAGE_GOODBYE, /* one byte: 1 when all have agreed to leave */
+};
+
+/*  0      4       8
+ *  | type | bytes | payload ... */
+struct frame {
+    uint32_t type;
+    uint32_t bytes;
+};
+_Static_assert(sizeof(struct frame) == 8, "the frame is a wire format");
+
+struct control {
+    int fd; /* -1: this node, or closed */
+    bool ready;
+    bool left; /* said goodbye */
+    int64_t heard_ns;
+    unsigned char *in; /* [frame_max] */
+    size_t in_bytes;
+    unsigned char *out; /* [queue_max], under the mutex */
+    size_t out_begin, out_end;
+};
+
+struct shunt_rack {
+    struct shunt_rack_config cfg;
+    struct shunt_rack_node nodes[SHUNT_NODES_MAX];
+    int data_fds[SHUNT_NODES_MAX];
+    struct control peers[SHUNT_NODES_MAX];
+    size_t frame_max, queue_max;
+    unsigned char *buffers;
+
+    struct shunt_rack_callbacks callbacks;
+    pthread_t thread;
+    bool started;
+    bool left; /* has said goodbye */
+    int wake_fd;
+    _Atomic int stop;
+    _Atomic int down; /* code of `why`, set once, after it */
+
+    pthread_mutex_t mutex;
+    pthread_cond_t changed; /* a peer became ready, or the rack went down */
+    struct shunt_error why;
+};
+
+/* ---- going down */
+
+/* The first reason stays. */
+static void go_down(struct shunt_rack *rack, uint32_t rank, const struct shunt_error *why)
+{
+    bool first;
+
+    pthread_mutex_lock(&rack->mutex);
+    first = atomic_load(&rack->down) == 0;
+    if (first) {
+        rack->why = *why;
+        atomic_store(&rack->down, why->code);
+        pthread_cond_broadcast(&rack->changed);
+    }
+    pthread_mutex_unlock(&rack->mutex);
+    if (first && rack->callbacks.down)
+        rack->callbacks.down(rack->callbacks.ctx, rank, why);
+}
+
+int shunt_rack_down(const struct shunt_rack *rack)
+{
+    return atomic_load_explicit(&rack->down, memory_order_acquire);
+}
+
+int shunt_rack_why(struct shunt_rack *rack, struct shunt_error *why)
+{
+    pthread_mutex_lock(&rack->mutex);
+    if (why)
+        *why = rack->why;
+    pthread_mutex_unlock(&rack->mutex);
+    return shunt_rack_down(rack);
+}
+
+static void close_peer(struct control *p)
+{
+    close(p->fd);
+    p->fd = -1;
+}
+
+static void peer_gone(struct shunt_rack *rack, uint32_t rank, int code, const char *how)
+{
+    struct shunt_error why;
+
+    close_peer(&rack->peers[rank]);
+    if (rack->peers[rank].left)
+        return;
+    shunt_error_set(&why, code, "%s is gone: %s", rack->nodes[rank].label, how);
+    go_down(rack, rank, &why);
+}
+
+/* ---- sending */
+
+static int queue_frame(struct shunt_rack *rack, uint32_t rank, uint32_t type, const void *data,
+                       uint32_t bytes)
+{
+    struct control *p = &rack->peers[rank];
+    struct frame frame = {.type = type, .bytes = bytes};
+    int rc = -EAGAIN;
+
+    pthread_mutex_lock(&rack->mutex);
+    if (p->out_begin > 0) {
+        memmove(p->out, p->out + p->out_begin, p->out_end - p->out_begin);
+        p->out_end -= p->out_begin;
+        p->out_begin = 0;
+    }
+    if (rack->queue_max - p->out_end >= sizeof(frame) + bytes) {
+        memcpy(p->out + p->out_end, &frame, sizeof(frame));
+        if (bytes)
+            memcpy(p->out + p->out_end + sizeof(frame), data, bytes);
+        p->out_end += sizeof(frame) + bytes;
+        rc = 0;
+    }
+    pthread_mutex_unlock(&rack->mutex);
+    return rc;
+}
+
+static void wake(struct shunt_rack *rack)
+{
+    const uint64_t one = 1;
+
+    if (write(rack->wake_fd, &one, sizeof(one)) < 0)
+        return; /* it is awake already */
+}
+
+int shunt_rack_send(struct shunt_rack *rack, uint32_t rank, uint32_t type, const void *data,
+                    uint32_t bytes)
+{
+    int rc = queue_frame(rack, rank, type, data, bytes);
+
+    if (!rc)
+        wake(rack);
+    return rc;
+}
+
+static void queue_to_all(struct shunt_rack *rack, uint32_t type, const void *data, uint32_t bytes)
+{
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++)
+        if (r != rack->cfg.rank)
+            queue_frame(rack, r, type, data, bytes);
+}
+
+/* Return: true while bytes wait for the socket. */
+static bool flush_peer(struct shunt_rack *rack, uint32_t rank)
+{
+    struct control *p = &rack->peers[rank];
+    int error = 0;
+    bool more;
+
+    pthread_mutex_lock(&rack->mutex);
+    while (p->out_begin < p->out_end && !error) {
+        ssize_t n = send(p->fd, p->out + p->out_begin, p->out_end - p->out_begin,
+                         MSG_NOSIGNAL | MSG_DONTWAIT);
+
+        if (n < 0)
+            error = errno;
+        else
+            p->out_begin += (size_t)n;
+    }
+    more = p->out_begin < p->out_end;
+    pthread_mutex_unlock(&rack->mutex);
+    if (error && error != EAGAIN && error != EINTR) {
+        peer_gone(rack, rank, -error, strerror(error));
+        return false;
+    }
+    return more;
+}
+
+/* ---- receiving */
+
+static void take_failure(struct shunt_rack *rack, uint32_t rank, const char *text, uint32_t bytes)
+{
+    struct shunt_error why;
+
+    shunt_error_set(&why, -EREMOTEIO, "%s failed: %.*s", rack->nodes[rank].label, (int)bytes, text);
+    go_down(rack, rank, &why);
+}
+
+static void take_goodbye(struct shunt_rack *rack, uint32_t rank, bool orderly)
+{
+    struct shunt_error why;
+
+    rack->peers[rank].left = true;
+    if (orderly)
+        return;
+    shunt_error_set(&why, -ESHUTDOWN, "%s has left the rack", rack->nodes[rank].label);
+    go_down(rack, rank, &why);
+}
+
+static void take_frame(struct shunt_rack *rack, uint32_t rank, const struct frame *frame,
+                       const unsigned char *data)
+{
+    switch (frame->type) {
+    case MESSAGE_HEARTBEAT:
+        return;
+    case MESSAGE_READY:
+        pthread_mutex_lock(&rack->mutex);
+        rack->peers[rank].ready = true;
+        pthread_cond_broadcast(&rack->changed);
+        pthread_mutex_unlock(&rack->mutex);
+        return;
+    case MESSAGE_FAILED:
+        take_failure(rack, rank, (const char *)data, frame->bytes);
+        return;
+    case MESSAGE_GOODBYE:
+        take_goodbye(rack, rank, frame->bytes == 1 && data[0] == 1);
+        return;
+    default:
+        if (frame->type >= SHUNT_RACK_MESSAGE_FIRST && rack->callbacks.message)
+            rack->callbacks.message(rack->callbacks.ctx, rank, frame->type, data, frame->bytes);
+    }
+}
+
+/* Takes the whole frames that have come. Return: false when the peer breaks the protocol. */
+static bool take_frames(struct shunt_rack *rack, uint32_t rank)
+{
+    struct control *p = &rack->peers[rank];
+    size_t at = 0;
+
+    while (p->in_bytes - at >= sizeof(struct frame)) {
+        struct frame frame;
+
+        memcpy(&frame, p->in + at, sizeof(frame));
+        if (frame.bytes > rack->frame_max - sizeof(frame))
+            return false;
+        if (p->in_bytes - at - sizeof(frame) < frame.bytes)
+            break;
+        take_frame(rack, rank, &frame, p->in + at + sizeof(frame));
+        at += sizeof(frame) + frame.bytes;
+    }
+    memmove(p->in, p->in + at, p->in_bytes - at);
+    p->in_bytes -= at;
+    return true;
+}
+
+static void receive(struct shunt_rack *rack, uint32_t rank)
+{
+    struct control *p = &rack->peers[rank];
+
+    for (;;) {
+        ssize_t n = recv(p->fd, p->in + p->in_bytes, rack->frame_max - p->in_bytes, MSG_DONTWAIT);
+
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (n < 0) {
+            peer_gone(rack, rank, -errno, strerror(errno));
+            return;
+        }
+        if (n == 0) {
+            peer_gone(rack, rank, -ECONNRESET,
+                      "its process ended without leaving the rack (look at its own last message, "
+                      "or for the kernel's out-of-memory killer)");
+            return;
+        }
+        p->heard_ns = shunt_now_ns();
+        p->in_bytes += (size_t)n;
+        if (!take_frames(rack, rank)) {
+            peer_gone(rack, rank, -EPROTO, "it sent a control message that is too long");
+            return;
+        }
+    }
+}
+
+/* ---- the thread */
+
+static void check_silence(struct shunt_rack *rack)
+{
+    int64_t now = shunt_now_ns();
+
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++) {
+        struct control *p = &rack->peers[r];
+        char how[96];
+
+        if (p->fd < 0 || p->left || now - p->heard_ns < rack->cfg.dead_after_ns)
+            continue;
+        snprintf(how, sizeof(how), "nothing heard for %.1f s (--dead-after)",
+                 (double)(now - p->heard_ns) / 1e9);
+        peer_gone(rack, r, -ETIMEDOUT, how);
+    }
+}
+
+/* Sends what is queued and takes what has come; sleeps until there is something or `until_ns`.
+ * Return: true while something is still queued. */
+static bool serve(struct shunt_rack *rack, int64_t until_ns)
+{
+    struct pollfd fds[SHUNT_NODES_MAX + 1];
+    int64_t now = shunt_now_ns();
+    struct timespec timeout = shunt_timespec(until_ns > now ? until_ns - now : 0);
+    bool queued = false;
+    uint64_t sink;
+
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++) {
+        bool more = rack->peers[r].fd >= 0 && flush_peer(rack, r);
+
+        fds[r] = (struct pollfd){.fd = rack->peers[r].fd,
+                                 .events = (short)(more ? POLLIN | POLLOUT : POLLIN)};
+        queued |= more;
+    }
+    fds[rack->cfg.node_count] = (struct pollfd){.fd = rack->wake_fd, .events = POLLIN};
+    if (ppoll(fds, rack->cfg.node_count + 1, &timeout, NULL) <= 0)
+        return queued;
+    if (fds[rack->cfg.node_count].revents && read(rack->wake_fd, &sink, sizeof(sink)) < 0)
+        return queued;
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++)
+        if (rack->peers[r].fd >= 0 && fds[r].revents)
+            receive(rack, r);
+    return queued;
+}
+
+static void *control_main(void *arg)
+{
+    struct shunt_rack *rack = arg;
+    int64_t next_tick = 0;
+    int64_t give_up;
+
+    while (!atomic_load(&rack->stop)) {
+        int64_t now = shunt_now_ns();
+
+        if (now >= next_tick) {
+            queue_to_all(rack, MESSAGE_HEARTBEAT, NULL, 0);
+            next_tick = now + TICK_NS;
+            if (rack->callbacks.tick)
+                rack->callbacks.tick(rack->callbacks.ctx);
+        }
+        serve(rack, next_tick);
+        check_silence(rack);
+    }
+    /* The goodbye goes out, but nobody waits long for a peer that does not read. */
+    give_up = shunt_now_ns() + GOODBYE_TIMEOUT_NS;
+    while (serve(rack, shunt_now_ns()) && shunt_now_ns() < give_up)
+        ;
+    return NULL;
+}
+
+/* ---- set up and tear down */
+
+const struct shunt_rack_node *shunt_rack_nodes(const struct shunt_rack *rack)
+{
+    return rack->nodes;
+}
+
+void shunt_rack_take_data_fds(struct shunt_rack *rack, int *fds)
+{
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++) {
+        fds[r] = rack->data_fds[r];
+        rack->data_fds[r] = -1;
+    }
+}
+
+static void adopt_peers(struct shunt_rack *rack, const struct shunt_joined *joined)
+{
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++) {
+        struct shunt_rack_node *node = &rack->nodes[r];
+        struct control *p = &rack->peers[r];
+
+        if (r == rack->cfg.rank) {
+            node->rows_max = rack->cfg.rows_max;
+            node->kernel_levels = rack->cfg.kernel_levels;
+            node->serve_only = rack->cfg.serve_only;
+            snprintf(node->label, sizeof(node->label), "rank %" PRIu32 " (this node)", r);
+            continue;
+        }
+        node->rows_max = joined[r].hello.rows_max;
+        node->kernel_levels = joined[r].hello.kernel_levels;
+        node->serve_only = joined[r].hello.flags & SHUNT_HELLO_SERVE_ONLY;
+        shunt_join_label(&rack->cfg, r, node->label, sizeof(node->label));
+        rack->data_fds[r] = joined[r].fds[SHUNT_STREAM_DATA];
+        p->fd = joined[r].fds[SHUNT_STREAM_CONTROL];
+    }
+}
+
+static int alloc_buffers(struct shunt_rack *rack, struct shunt_error *err)
+{
+    size_t each;
+    unsigned char *at;
+
+    rack->frame_max = sizeof(struct frame) + rack->cfg.message_max + QUEUE_SLACK;
+    rack->queue_max = rack->frame_max + QUEUE_SLACK;
+    each = rack->frame_max + rack->queue_max;
+    rack->buffers = at = malloc(each * rack->cfg.node_count);
+    if (!at)
+        return shunt_error_set(err, -ENOMEM, "out of memory for the control channel");
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++, at += each) {
+        rack->peers[r].in = at;
+        rack->peers[r].out = at + rack->frame_max;
+    }
+    return 0;
+}
+
+int shunt_rack_join(struct shunt_rack **out, const struct shunt_rack_config *cfg,
+                    struct shunt_error *err)
+{
+    struct shunt_joined joined[SHUNT_NODES_MAX];
+    struct shunt_rack *rack = calloc(1, sizeof(*rack));
+    int rc = 0;
+
+    if (!rack) {
+        if (cfg->listen_fd >= 0)
+            close(cfg->listen_fd);
+        return shunt_error_set(err, -ENOMEM, "out of memory for the rack");
+    }
+    rack->cfg = *cfg;
+    rack->wake_fd = -1;
+    pthread_mutex_init(&rack->mutex, NULL);
+    pthread_cond_init(&rack->changed, NULL);
+    for (uint32_t r = 0; r < SHUNT_NODES_MAX; r++)
+        rack->peers[r].fd = rack->data_fds[r] = -1;
+    if (cfg->node_count > 1)
+        rc = shunt_join(cfg, joined, err);
+    else if (cfg->listen_fd >= 0)
+        close(cfg->listen_fd);
+    if (!rc) {
+        adopt_peers(rack, joined);
+        rc = alloc_buffers(rack, err);
+    }
+    if (!rc) {
+        rack->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (rack->wake_fd < 0)
+            rc = shunt_error_set(err, -errno, "no descriptor for the control thread: %s",
+                                 strerror(errno));
+    }
+    if (rc) {
+        shunt_rack_close(rack);
+        return rc;
+    }
+    *out = rack;
+    return 0;
+}
+
+int shunt_rack_start(struct shunt_rack *rack, const struct shunt_rack_callbacks *callbacks,
+                     struct shunt_error *err)
+{
+    int64_t now = shunt_now_ns();
+    sigset_t all, before;
+    int rc;
+
+    rack->callbacks = *callbacks;
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++)
+        rack->peers[r].heard_ns = now;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    rc = pthread_create(&rack->thread, NULL, control_main, rack);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc)
+        return shunt_error_set(err, -rc, "cannot start the control thread: %s", strerror(rc));
+    rack->started = true;
+    return 0;
+}
+
+static uint32_t first_not_ready(const struct shunt_rack *rack)
+{
+    uint32_t r = 0;
+
+    while (r < rack->cfg.node_count && (r == rack->cfg.rank || rack->peers[r].ready))
+        r++;
+    return r;
+}
+
+int shunt_rack_wait_ready(struct shunt_rack *rack, int64_t deadline_ns, struct shunt_error *err)
+{
+    uint32_t missing;
+    int rc = 0;
+
+    queue_to_all(rack, MESSAGE_READY, NULL, 0);
+    wake(rack);
+    pthread_mutex_lock(&rack->mutex);
+    while ((missing = first_not_ready(rack)) < rack->cfg.node_count && !rc) {
+        /* The condition's clock is the wall's: wait in slices and look at the monotonic deadline.
+         */
+        struct timespec slice;
+
+        clock_gettime(CLOCK_REALTIME, &slice);
+        slice.tv_sec += 1;
+        if (atomic_load(&rack->down)) {
+            rc = rack->why.code;
+            if (err)
+                *err = rack->why;
+        } else if (shunt_now_ns() >= deadline_ns) {
+            rc = shunt_error_set(err, -ETIMEDOUT,
+                                 "%s has not loaded its weights in the time given "
+                                 "(--ready-timeout)",
+                                 rack->nodes[missing].label);
+        } else {
+            pthread_cond_timedwait(&rack->changed, &rack->mutex, &slice);
+        }
+    }
+    pthread_mutex_unlock(&rack->mutex);
+    return rc;
+}
+
+void shunt_rack_fail(struct shunt_rack *rack, const struct shunt_error *why)
+{
+    /* A failure that a peer caused is known to the others as well: only our own is told. */
+    if (atomic_load(&rack->down) == 0) {
+        queue_to_all(rack, MESSAGE_FAILED, why->text, (uint32_t)strlen(why->text));
+        wake(rack);
+    }
+    go_down(rack, rack->cfg.rank, why);
+}
+
+void shunt_rack_leave(struct shunt_rack *rack, bool orderly)
+{
+    const unsigned char flag = orderly;
+
+    queue_to_all(rack, MESSAGE_GOODBYE, &flag, 1);
+    if (!rack->started) {
+        /* Nobody sends for us: as much as the sockets take at once, which is a reason and a
+         * goodbye. */
+        for (uint32_t r = 0; r < rack->cfg.node_count; r++)
+            if (rack->peers[r].fd >= 0)
+                flush_peer(rack, r);
+        return;
+    }
+    atomic_store(&rack->stop, 1);
+    wake(rack);
+    pthread_join(rack->thread, NULL);
+    rack->started = false;
+    rack->left = true;
+}
+
+void shunt_rack_close(struct shunt_rack *rack)
+{
+    if (!rack)
+        return;
+    if (rack->buffers && !rack->left)
+        shunt_rack_leave(rack, false);
+    for (uint32_t r = 0; r < SHUNT_NODES_MAX; r++) {
+        if (rack->peers[r].fd >= 0)
+            close(rack->peers[r].fd);
+        if (rack->data_fds[r] >= 0)
+            close(rack->data_fds[r]);
+    }
+    if (rack->wake_fd >= 0)
+        close(rack->wake_fd);
+    pthread_mutex_destroy(&rack->mutex);
+    pthread_cond_destroy(&rack->changed);
+    free(rack->buffers);
+    free(rack);
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Membership: how nodes find each other, agree that they belong together, and notice that one is
+ * gone. Every pair of nodes has two connections: a data stream, handed to the transport, and a
+ * control stream that stays here. Before anything else travels both sides show a hello: version,
+ * rank, size of the rack, model fingerprint. A mismatch is refused with both sides' values.
+ *
+ * After shunt_rack_start one control thread owns the control streams. It sends and expects
+ * heartbeats, carries the messages of planning.h, and says once when the rack has ended: a peer's
+ * stream closed without goodbye, a peer silent for dead_after_ns, a peer that reports a failure.
+ * Compute never starves it, since it does nothing else.
+ */
+#ifndef SHUNT_CLUSTER_RACK_H
+#define SHUNT_CLUSTER_RACK_H
+
+#include "runtime/base/error.h"
+#include "transport/transport.h"
+
+struct shunt_rack_config {
+    uint32_t rank;
+    uint32_t node_count;
+    const char *const *addresses; /* [node_count] "host:port"; unused for one node */
+    int listen_fd;                /* or -1 */
+    bool allow_remote;
+    bool serve_only;
+    int64_t join_timeout_ns;
+    int64_t dead_after_ns;
+
+    const char *model_name;
+    uint8_t fingerprint[16];
+    uint32_t kernel_levels; /* bit i: this node can and may use level i */
+    uint32_t rows_max;      /* rows of hidden state this node ever dispatches at once */
+
+    uint32_t message_max; /* bytes of the largest control message */
+};
+
+/* What a node said of itself. */
+struct shunt_rack_node {
+    uint32_t rows_max;
+    uint32_t kernel_levels;
+    bool serve_only;
+    char label[96]; /* "rank 2 (127.0.0.1:7172)" */
+};
+
+/* Called on the control thread; must not block. */
+struct shunt_rack_callbacks {
+    void *ctx;
+    /* The rack has ended. Once. */
+    void (*down)(void *ctx, uint32_t rank, const struct shunt_error *why);
+    /* A control message of a peer, type >= SHUNT_RACK_MESSAGE_FIRST. */
+    void (*message)(void *ctx, uint32_t rank, uint32_t type, const void *data, uint32_t bytes);
+    /* Every 100 ms or so. */
+    void (*tick)(void *ctx);
+};
+
+#define SHUNT_RACK_MESSAGE_FIRST 64u
+
+/* Rows of hidden state in one message, so that a hello cannot ask for all of a node's memory. */
+#define SHUNT_ROWS_MAX 4096u
+
+struct shunt_rack;
+
+/* Finds the peers and compares hellos. Blocks, at most join_timeout_ns. A rack of one node opens no
+ * socket. cfg->listen_fd is closed in any case. */
+int shunt_rack_join(struct shunt_rack **rack, const struct shunt_rack_config *cfg,
+                    struct shunt_error *err);
+
+/* [node_count], this node included. */
+const struct shunt_rack_node *shunt_rack_nodes(const struct shunt_rack *rack);
+
+/* Gives the data streams away: fds[node_count], -1 at this node's rank. */
+void shunt_rack_take_data_fds(struct shunt_rack *rack, int *fds);
+
+/* Starts the control thread. */
+int shunt_rack_start(struct shunt_rack *rack, const struct shunt_rack_callbacks *callbacks,
+                     struct shunt_error *err);
+
+/* Says that this node is ready and waits until all are. Return: 0, -ETIMEDOUT naming who is not, or
+ * why the rack has ended. */
+int shunt_rack_wait_ready(struct shunt_rack *rack, int64_t deadline_ns, struct shunt_error *err);
+
+/* Queues a message to a peer; any thread. Return: 0, or -EAGAIN when the peer has not taken the
+ * earlier ones: try again later. */
+int shunt_rack_send(struct shunt_rack *rack, uint32_t rank, uint32_t type, const void *data,
+                    uint32_t bytes);
+
+/* 0 while the rack lives; else the code of what ended it. Any thread, no lock. */
+int shunt_rack_down(const struct shunt_rack *rack);
+
+/* What ended it. Return: its code, 0 while the rack lives. */
+int shunt_rack_why(struct shunt_rack *rack, struct shunt_error *why);
+
+/* Ends the rack because of this node's own failure, and tells the others. Any thread. */
+void shunt_rack_fail(struct shunt_rack *rack, const struct shunt_error *why);
+
+/* Says goodbye to all and stops the control thread. `orderly`: every node has agreed to leave, so
+ * that nobody takes it for a failure. Waits a moment for the goodbye to go out. */
+void shunt_rack_leave(struct shunt_rack *rack, bool orderly);
+
+/* NULL is allowed; leaves (not orderly) if that has not happened. */
+void shunt_rack_close(struct shunt_rack *rack);
+
+#endif
