@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Options: their defaults, what they mean, and how much of what fits into memory.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "runtime/base/clock.h"
+#include "runtime/base/cpu.h"
+#include "runtime/engine/engine_impl.h"
+
+#define CONTEXT_DEFAULT   2048u
+#define SEQUENCES_DEFAULT 4u
+#define CHUNK_DEFAULT     512u
+#define CHUNK_MIN         8u
+
+/* Stacks, thread-local storage and the allocator's own needs, as far as they become resident. */
+#define THREAD_BYTES  (160u << 10)
+#define PROCESS_BYTES (2u << 20)
+
+/* Of what is free, where no limit is given: the rest is for everybody else. */
+#define MACHINE_SHARE_PERCENT 85u
+
+/* A chunk chosen by memory leaves the larger part of it to the experts. */
+#define WORK_SHARE_DIVISOR 4u
+
+void shunt_config_init(struct shunt_config *cfg)
+{
+    *cfg = (struct shunt_config){
+        .size = sizeof(*cfg),
+        .node_count = 1,
+        .listen_fd = -1,
+        .transport = "auto",
+        .join_timeout_ns = 60 * SHUNT_NS_PER_S,
+        .ready_timeout_ns = 1800 * SHUNT_NS_PER_S,
+        .step_timeout_ns = 120 * SHUNT_NS_PER_S,
+        .dead_after_ns = 5 * SHUNT_NS_PER_S,
+        .context = CONTEXT_DEFAULT,
+        .sequences_max = SEQUENCES_DEFAULT,
+        .kernels = "auto",
+        .io = "auto",
+        .io_mode = "auto",
+        .prefetch = true,
+        .placement = "prism",
+        .plan_interval_ns = 10 * SHUNT_NS_PER_S,
+    };
+}
+
+/* ---- names */
+
+struct choice {
+    const char *name;
+    int value;
+};
+
+static int choose(const char *option, const char *name, const struct choice *choices,
+                  uint32_t count, int *value, struct shunt_error *err)
+{
+    char known[128] = "";
+
+    for (uint32_t i = 0; i < count; i++) {
+        if (name && !strcmp(name, choices[i].name)) {
+            *value = choices[i].value;
+            return 0;
+        }
+        if (i > 0)
+            strncat(known, ", ", sizeof(known) - strlen(known) - 1);
+        strncat(known, choices[i].name, sizeof(known) - strlen(known) - 1);
+    }
+    return shunt_error_set(err, -EINVAL, "%s: '%s' is none of %s", option, name ? name : "", known);
+}
+
+#define CHOOSE(option, name, choices, value, err)                                                  \
+    choose(option, name, choices, sizeof(choices) / sizeof((choices)[0]), value, err)
+
+static int resolve_names(struct shunt_options *o, struct shunt_error *err)
+{
+    static const struct choice ios[] = {{"auto", 0}, {"uring", 1}, {"pread", 2}};
+    static const struct choice modes[] = {
+        {"auto", SHUNT_IO_AUTO}, {"direct", SHUNT_IO_DIRECT}, {"buffered", SHUNT_IO_BUFFERED}};
+    static const struct choice transports[] = {{"auto", 0}, {"tcp", 0}};
+    static const struct choice placements[] = {{"prism", SHUNT_PLACEMENT_PRISM},
+                                               {"spread", SHUNT_PLACEMENT_SPREAD},
+                                               {"off", SHUNT_PLACEMENT_OFF}};
+    static const struct shunt_expert_io_ops *const io_ops[] = {NULL, &shunt_io_uring,
+                                                               &shunt_io_pread};
+    enum shunt_kernel_level level;
+    int io, mode, transport, placement;
+    int rc = CHOOSE("io", o->cfg.io, ios, &io, err);
+
+    if (!rc)
+        rc = CHOOSE("io mode", o->cfg.io_mode, modes, &mode, err);
+    if (!rc)
+        rc = CHOOSE("transport", o->cfg.transport, transports, &transport, err);
+    if (!rc)
+        rc = CHOOSE("placement", o->cfg.placement, placements, &placement, err);
+    if (rc)
+        return rc;
+    o->io = io_ops[io];
+    o->io_mode = (enum shunt_io_mode)mode;
+    o->transport = &shunt_transport_tcp;
+    o->placement = (enum shunt_placement_policy)placement;
+    o->kernel_levels = shunt_kernels_available();
+    if (!strcmp(o->cfg.kernels, "auto"))
+        return 0;
+    if (shunt_kernels_from_name(o->cfg.kernels, &level))
+        return shunt_error_set(err, -EINVAL, "kernels: '%s' is none of auto, ref, avx2",
+                               o->cfg.kernels);
+    o->kernel_levels &= 1u << level;
+    if (o->kernel_levels == 0)
+        return shunt_error_set(err, -ENOTSUP,
+                               "kernels: this processor or this build has no %s; use auto",
+                               o->cfg.kernels);
+    return 0;
+}
+
+/* ---- numbers */
+
+static int check_range(const char *option, int64_t value, int64_t min, int64_t max,
+                       struct shunt_error *err)
+{
+    if (value >= min && value <= max)
+        return 0;
+    return shunt_error_set(err, -EINVAL, "%s: %" PRId64 " is not between %" PRId64 " and %" PRId64,
+                           option, value, min, max);
+}
+
+static int check_numbers(const struct shunt_options *o, const struct shunt_model *model,
+                         struct shunt_error *err)
+{
+    const struct shunt_config *c = &o->cfg;
+    const struct shunt_arch *a = &model->arch;
+    int64_t experts = (int64_t)a->layer_count * a->expert_count;
+    int rc = check_range("nodes", c->node_count, 1, SHUNT_NODES_MAX, err);
+
+    if (!rc)
+        rc = check_range("rank", c->rank, 0, (int64_t)c->node_count - 1, err);
+    if (!rc)
+        rc = check_range("context", c->context, 1, a->context_max, err);
+    if (!rc)
+        rc = check_range("sequences", c->sequences_max, 1, SHUNT_SEQUENCES_MAX, err);
+    if (!rc)
+        rc = check_range("chunk", c->chunk, 0, SHUNT_ROWS_MAX, err);
+    if (!rc)
+        rc = check_range("threads", c->threads, 0, SHUNT_POOL_THREADS_MAX, err);
+    if (!rc)
+        rc = check_range("slots in percent", c->slot_percent, 0, 100, err);
+    if (!rc && c->slot_count)
+        rc = check_range("slots", c->slot_count, SHUNT_SLOTS_MIN, experts, err);
+    if (!rc && c->slot_count && c->slot_percent)
+        rc = shunt_error_set(err, -EINVAL, "slots are given as a count and in percent; which?");
+    if (!rc && c->node_count > 1 && !c->rack)
+        rc = shunt_error_set(err, -EINVAL, "a rack of %u nodes needs the address of each",
+                             c->node_count);
+    if (!rc && (c->join_timeout_ns <= 0 || c->ready_timeout_ns <= 0 || c->step_timeout_ns <= 0 ||
+                c->dead_after_ns < 500 * SHUNT_NS_PER_MS || c->plan_interval_ns <= 0))
+        rc = shunt_error_set(err, -EINVAL,
+                             "timeouts must be positive, and a peer's silence at least 0.5 s");
+    return rc;
+}
+
+int shunt_options_resolve(struct shunt_options *o, const struct shunt_model *model,
+                          const struct shunt_config *cfg, struct shunt_error *err)
+{
+    int rc;
+
+    memset(o, 0, sizeof(*o));
+    if (cfg->size != sizeof(*cfg))
+        return shunt_error_set(err, -EINVAL,
+                               "struct shunt_config has %zu bytes here and %zu there; call "
+                               "shunt_config_init, and compile against the installed shunt.h",
+                               sizeof(*cfg), cfg->size);
+    o->cfg = *cfg;
+    if (cfg->serve_only) { /* no rows of its own: nothing to keep for them */
+        o->cfg.context = 1;
+        o->cfg.sequences_max = 1;
+        o->cfg.chunk = 1;
+    }
+    /* Without a word from the caller the context is the usual one, or the model's if that is less.
+     */
+    if (cfg->context == CONTEXT_DEFAULT && model->arch.context_max < CONTEXT_DEFAULT)
+        o->cfg.context = model->arch.context_max;
+    rc = resolve_names(o, err);
+    if (!rc)
+        rc = check_numbers(o, model, err);
+    if (rc)
+        return rc;
+    o->threads = cfg->threads ? cfg->threads : shunt_cpu_count();
+    if (o->threads > SHUNT_POOL_THREADS_MAX)
+        o->threads = SHUNT_POOL_THREADS_MAX;
+    return 0;
+}
+
+/* ---- memory */
+
+static uint64_t pages(uint64_t bytes)
+{
+    return shunt_align_up(bytes, SHUNT_ARENA_PAGE);
+}
+
+/* Bytes of activations, buffers and tables for a chunk. */
+static uint64_t measure_work(const struct shunt_options *o, const struct shunt_model *model,
+                             const uint32_t *rows_max, uint32_t chunk)
+{
+    struct shunt_carve carve = {0};
+    uint32_t rows[SHUNT_NODES_MAX];
+    struct shunt e = {.model = model, .options = *o, .node_count = o->cfg.node_count};
+    uint64_t keys = (uint64_t)model->arch.layer_count * model->arch.expert_count;
+
+    e.rank = o->cfg.rank;
+    e.context = o->cfg.context;
+    e.sequence_count = o->cfg.sequences_max;
+    e.options.chunk = chunk;
+    e.options.rows_max = chunk > o->cfg.sequences_max ? chunk : o->cfg.sequences_max;
+    for (uint32_t n = 0; n < e.node_count; n++)
+        rows[n] = rows_max && n != e.rank ? rows_max[n] : e.options.rows_max;
+    shunt_engine_carve(&e, rows, &carve);
+    /* Residency and placement tables, and on rank 0 the planner's. */
+    return pages(carve.used) + keys * 64 + (e.rank == 0 ? keys * e.node_count * 20 : 0);
+}
+
+static uint64_t kv_bytes(const struct shunt_options *o, const struct shunt_arch *a)
+{
+    return (uint64_t)o->cfg.sequences_max * a->layer_count * 2 * a->kv_head_count * o->cfg.context *
+           a->head_dim * sizeof(float);
+}
+
+static uint64_t slot_bytes(const struct shunt_model *model, uint32_t slots)
+{
+    struct shunt_slot_plan plan;
+
+    shunt_store_plan(model, slots, &plan);
+    return plan.total_bytes + (uint64_t)plan.class_count * SHUNT_ARENA_PAGE +
+           slots * 192ull; /* a slot's entry in the table */
+}
+
+/* The most slots that fit into `room`; 0 when not even the minimum does. */
+static uint32_t slots_that_fit(const struct shunt_model *model, uint64_t room)
+{
+    uint32_t low = 0, high = model->arch.layer_count * model->arch.expert_count;
+
+    while (low < high) {
+        uint32_t middle = high - (high - low) / 2;
+
+        if (middle < SHUNT_SLOTS_MIN || slot_bytes(model, middle) <= room)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low >= SHUNT_SLOTS_MIN && slot_bytes(model, low) <= room ? low : 0;
+}
+
+static int does_not_fit(const struct shunt_footprint *f, uint64_t limit, uint64_t slots_need,
+                        struct shunt_error *err)
+{
+    const double mib = 1024.0 * 1024.0;
+
+    return shunt_error_set(
+        err, -ENOMEM,
+        "%.0f MiB of memory are not enough: process %.0f, non-expert weights %.0f, KV cache %.0f, "
+        "activations and buffers %.0f, slots at least %.0f MiB. Raise --memory, or lower --ctx, "
+        "--chunk, --slots or the number of prompts",
+        (double)limit / mib, (double)f->process_bytes / mib, (double)f->dense_bytes / mib,
+        (double)f->kv_bytes / mib, (double)f->work_bytes / mib, (double)slots_need / mib);
+}
+
+static uint32_t wanted_slots(const struct shunt_config *c, const struct shunt_arch *a)
+{
+    uint64_t experts = (uint64_t)a->layer_count * a->expert_count;
+    uint64_t slots = c->slot_count;
+
+    if (c->slot_percent)
+        slots = (experts * c->slot_percent + 99) / 100;
+    if (slots && slots < SHUNT_SLOTS_MIN)
+        slots = SHUNT_SLOTS_MIN;
+    return (uint32_t)slots;
+}
+
+static void choose_chunk(struct shunt_options *o, const struct shunt_model *model,
+                         const uint32_t *rows_max, uint64_t limit)
+{
+    uint32_t chunk = o->cfg.chunk;
+
+    if (chunk == 0) {
+        chunk = CHUNK_DEFAULT < o->cfg.context ? CHUNK_DEFAULT : o->cfg.context;
+        while (chunk > CHUNK_MIN &&
+               measure_work(o, model, rows_max, chunk) > limit / WORK_SHARE_DIVISOR)
+            chunk = chunk / 2 > CHUNK_MIN ? chunk / 2 : CHUNK_MIN;
+    }
+    o->chunk = chunk;
+    o->rows_max = chunk > o->cfg.sequences_max ? chunk : o->cfg.sequences_max;
+}
+
+int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
+                      const uint32_t *rows_max, struct shunt_error *err)
+{
+    struct shunt_footprint *f = &o->footprint;
+    uint64_t resident = shunt_memory_resident();
+    uint64_t limit = o->cfg.memory_bytes;
+    uint64_t fixed, slots_need;
+    int rc;
+
+    if (limit == 0)
+        limit = resident + shunt_memory_available() / 100 * MACHINE_SHARE_PERCENT;
+    if (!rows_max) /* once chosen, a chunk stays: the peers have been told */
+        choose_chunk(o, model, NULL, limit);
+    f->size = sizeof(*f);
+    f->process_bytes = resident + PROCESS_BYTES + (o->threads + 3ull) * THREAD_BYTES;
+    rc = shunt_weights_measure(model, &f->dense_bytes, err);
+    if (rc)
+        return rc;
+    f->dense_bytes = pages(f->dense_bytes);
+    f->kv_bytes = pages(kv_bytes(o, &model->arch));
+    f->work_bytes = measure_work(o, model, rows_max, o->chunk);
+    f->chunk = o->chunk;
+    fixed = f->process_bytes + f->dense_bytes + f->kv_bytes + f->work_bytes;
+    o->slot_count = wanted_slots(&o->cfg, &model->arch);
+    slots_need = slot_bytes(model, o->slot_count ? o->slot_count : SHUNT_SLOTS_MIN);
+    if (fixed + slots_need > limit)
+        return does_not_fit(f, limit, slots_need, err);
+    if (o->slot_count == 0)
+        o->slot_count = slots_that_fit(model, limit - fixed);
+    f->slot_count = o->slot_count;
+    f->slot_bytes = slot_bytes(model, o->slot_count);
+    f->total_bytes = fixed + f->slot_bytes;
+    return 0;
+}
+
+int shunt_get_footprint(const shunt_model *model, const struct shunt_config *cfg,
+                        struct shunt_footprint *footprint, struct shunt_error *err)
+{
+    struct shunt_options o;
+    int rc;
+
+    if (footprint->size != sizeof(*footprint))
+        return shunt_error_set(err, -EINVAL, "struct shunt_footprint has another size here");
+    rc = shunt_options_resolve(&o, model, cfg, err);
+    if (!rc)
+        rc = shunt_options_fit(&o, model, NULL, err);
+    if (!rc)
+        *footprint = o.footprint;
+    return rc;
+}
