@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The shunt command, built on shunt.h alone. One file per sub-command (run.c, node.c, eval.c,
+ * inspect.c, doctor.c); what they share:
+ *
+ *   options.c   engine options, the same names everywhere
+ *   node.c      one node of a rack in this process: open, submit, poll, close
+ *   local.c     --nodes N: so many processes of this program, supervised
+ *   wire.c      what a node process tells its supervisor
+ *   show.c      text as it comes, progress, the table at the end
+ *   report.c    the report as JSON
+ *
+ * Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
+ * 2 wrong usage, 130 interrupted.
+ */
+#ifndef SHUNT_TOOLS_CLI_H
+#define SHUNT_TOOLS_CLI_H
+
+#include <shunt.h>
+#include <stdio.h>
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
+
+#define NODES_MAX   64
+#define PROMPTS_MAX 256
+
+/* ---- messages */
+
+/* "shunt: ..." on standard error. */
+void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* From now on "shunt: node 1: ...". */
+void complain_as(uint32_t rank);
+
+/* The same, and "try shunt COMMAND --help"; returns EXIT_USAGE. */
+int usage_error(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- options.c */
+
+struct engine_options {
+    const char *model;
+    uint32_t nodes; /* --nodes; 0: not given */
+    bool has_rank;
+    char *rack_text;             /* --rack as given; owned */
+    const char *rack[NODES_MAX]; /* into rack_text */
+    uint32_t rack_count;
+    struct shunt_config cfg;
+};
+
+/* One option a command takes. */
+struct option_help {
+    const char *name;     /* "--slots" */
+    char letter;          /* or 0 */
+    const char *argument; /* "N"; NULL: takes none */
+    const char *text;
+};
+
+/* Value of an engine option in a parsed command line. Return: 1 taken, 0 not one of them, -1 wrong
+ * (already said). */
+int engine_option(struct engine_options *o, const char *command, const char *name,
+                  const char *value);
+void engine_options_init(struct engine_options *o);
+void engine_options_fini(struct engine_options *o);
+
+/* Checks what only makes sense together. Return: 0 or EXIT_USAGE. */
+int engine_options_finish(struct engine_options *o, const char *command);
+
+extern const struct option_help engine_options_help[];
+
+/* Walks argv. For each option calls fn(ctx, name, value) with its long name ("--tokens"; value NULL
+ * where it takes none), for each other argument fn(ctx, NULL, argument). fn returns 0 or an exit
+ * code, which ends the walk. --help prints the help and returns -1. */
+int parse_arguments(int argc, char **argv, const char *command, const char *summary,
+                    const struct option_help *own, const struct option_help *shared,
+                    int (*fn)(void *ctx, const char *name, const char *value), void *ctx);
+
+/* "512M", "2G", "1048576" -> bytes. "2.5" -> seconds in ns. */
+bool parse_size(const char *text, uint64_t *bytes);
+bool parse_seconds(const char *text, int64_t *ns);
+bool parse_count(const char *text, uint64_t max, uint64_t *value);
+
+/* ---- a node of a rack, in this process */
+
+struct prompt {
+    char *text;   /* owned; NULL when ids are given */
+    int32_t *ids; /* owned; NULL when text is given */
+    size_t id_count;
+    float *logits; /* room for the logits of each position, or NULL */
+};
+
+struct sampling {
+    uint32_t tokens;
+    float temperature, top_p;
+    uint32_t top_k;
+    uint64_t seed; /* prompt i uses seed + i */
+    bool ignore_eos;
+    const char *stops[8];
+    uint32_t stop_count;
+};
+
+/* How a sequence ended. */
+struct outcome {
+    uint32_t prompt; /* index over all prompts of the rack */
+    uint32_t reason; /* enum shunt_end_reason */
+    uint32_t prompt_tokens, tokens;
+    int64_t ttft_ns, decode_ns;
+    uint64_t digest;
+};
+
+/* What a node says of itself at the end. */
+struct node_summary {
+    struct shunt_stats stats; /* its strings are not carried over; see below */
+    char kernels[16], io[16], transport[16];
+    uint64_t vm_hwm_bytes; /* peak resident memory, huge pages included */
+    char model_name[64];
+};
+
+/* Where a node's results go: to the terminal, or through a pipe to the supervisor. */
+struct sink {
+    void *ctx;
+    void (*token)(void *ctx, uint32_t prompt, int32_t id, const char *text, size_t len);
+    void (*end)(void *ctx, const struct outcome *outcome);
+    void (*notice)(void *ctx, const char *text);
+    void (*summary)(void *ctx, const struct node_summary *summary);
+};
+
+struct node_job {
+    const char *model;
+    struct shunt_config cfg;
+    struct prompt *prompts;
+    uint32_t prompt_count;
+    bool deal; /* the prompts are the rack's: this node takes i with i % node_count == rank */
+    struct sampling sampling;
+    bool progress; /* say what is going on, on a terminal */
+};
+
+/* Runs a node to its end. Return: exit code; failures have been said. */
+int run_node(const struct node_job *job, const struct sink *sink);
+
+/* ---- local.c */
+
+/* Runs job on `nodes` processes of this machine and gathers their results in `sink` (the rank comes
+ * from outcome and summary). Return: exit code. */
+int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink *sink);
+
+/* Where the user has not said: each of `nodes` processes gets its share of processors and memory.
+ */
+void share_machine(struct shunt_config *cfg, uint32_t nodes);
+
+/* ---- wire.c: frames on the pipe from a node process to its supervisor */
+
+struct pipe_reader {
+    int fd;
+    unsigned char *bytes;
+    size_t len, capacity;
+};
+struct sink pipe_sink(int *fd);
+/* Reads what is there and hands whole frames to `sink`. Return: false at the end of the pipe. */
+bool pipe_read(struct pipe_reader *reader, const struct sink *sink);
+void pipe_reader_fini(struct pipe_reader *reader);
+
+/* ---- results of a whole run: show.c, report.c */
+
+struct results {
+    struct outcome outcomes[PROMPTS_MAX];
+    bool ended[PROMPTS_MAX];
+    int32_t *tokens[PROMPTS_MAX]; /* generated ids, owned */
+    uint32_t token_counts[PROMPTS_MAX];
+    struct node_summary nodes[NODES_MAX];
+    bool has_node[NODES_MAX];
+    uint32_t prompt_count, node_count;
+    uint32_t first_rank; /* of nodes[0]: not 0 where this command is one node of a larger rack */
+    int identical;       /* -1: not checked */
+    bool labelled;       /* several prompts: lines say whose they are */
+    char *lines[PROMPTS_MAX]; /* text not yet printed, owned */
+    size_t line_lens[PROMPTS_MAX];
+    bool quiet;
+};
+
+void results_init(struct results *r, uint32_t prompt_count, uint32_t node_count);
+void results_fini(struct results *r);
+
+/* Keeps results and prints text as it comes. */
+struct sink results_sink(struct results *r);
+
+/* The table: one column per node. */
+void print_table(const struct results *r, FILE *out);
+
+/* Compares ids and digests of every prompt. */
+bool results_equal(const struct results *a, const struct results *b);
+
+/* Opens the report's temporary file now, so that an unwritable place is known before the work; then
+ * writes and renames it. Return: 0 or EXIT_FAILED, said. */
+struct report_file {
+    const char *path;
+    char *temporary; /* owned */
+    FILE *file;
+};
+int report_open(struct report_file *f, const char *path);
+int report_write(struct report_file *f, const char *model, const struct results *r);
+void report_abandon(struct report_file *f);
+
+/* ---- sub-commands: argv[0] is the command's name */
+
+int cmd_run(int argc, char **argv);
+int cmd_node(int argc, char **argv);
+int cmd_eval(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
+
+#endif

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * --nodes N: a rack of N processes on this machine. This process listens for all of them on ports
+ * that the kernel chooses, forks a child per node, and supervises: it gathers their results, and
+ * when one fails or the user interrupts, none is left behind.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cli.h"
+
+/* After one has failed or the user has interrupted, the others may end by themselves; then they are
+ * told, then they are killed. */
+#define GRACE_MS 1500
+#define KILL_MS  1000
+
+struct child {
+    pid_t pid; /* 0: ended */
+    int listen_fd;
+    struct pipe_reader pipe;
+    int code;
+};
+
+struct local_rack {
+    const struct node_job *job;
+    const struct sink *sink;
+    uint32_t count;
+    uint32_t alive;
+    struct child children[NODES_MAX];
+    char addresses[NODES_MAX][32];
+    const char *rack[NODES_MAX];
+    int signal_fd;
+    sigset_t signals_before;
+    int code;            /* of the run: the first that is not EXIT_DONE */
+    int64_t deadline_ms; /* for the next push to those that are left; 0: none */
+    bool told;
+};
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* ---- starting */
+
+static int listen_on_any_port(struct local_rack *r, uint32_t rank)
+{
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t len = sizeof(addr);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    r->children[rank].listen_fd = fd;
+    if (fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) || listen(fd, 2 * NODES_MAX) ||
+        getsockname(fd, (struct sockaddr *)&addr, &len)) {
+        complain("cannot listen on 127.0.0.1: %s", strerror(errno));
+        return EXIT_FAILED;
+    }
+    snprintf(r->addresses[rank], sizeof(r->addresses[rank]), "127.0.0.1:%u", ntohs(addr.sin_port));
+    r->rack[rank] = r->addresses[rank];
+    return 0;
+}
+
+/* The child's whole life. */
+static int be_node(struct local_rack *r, uint32_t rank, int pipe_fd, pid_t supervisor)
+{
+    struct node_job job = *r->job;
+    const struct sink sink = pipe_sink(&pipe_fd);
+
+    complain_as(rank);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != supervisor)
+        return EXIT_FAILED;
+    close(r->signal_fd);
+    sigprocmask(SIG_SETMASK, &r->signals_before, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    for (uint32_t i = 0; i < r->count; i++) {
+        if (i != rank)
+            close(r->children[i].listen_fd);
+        if (i < rank)
+            close(r->children[i].pipe.fd);
+    }
+    job.cfg.rank = rank;
+    job.cfg.node_count = r->count;
+    job.cfg.rack = r->rack;
+    job.cfg.listen_fd = r->children[rank].listen_fd;
+    job.progress = false;
+    return run_node(&job, &sink);
+}
+
+static int start_node(struct local_rack *r, uint32_t rank)
+{
+    struct child *c = &r->children[rank];
+    pid_t supervisor = getpid();
+    int fds[2];
+
+    if (pipe(fds)) {
+        complain("no pipe for node %u: %s", rank, strerror(errno));
+        return EXIT_FAILED;
+    }
+    fflush(NULL);
+    c->pid = fork();
+    if (c->pid == 0) {
+        close(fds[0]);
+        _exit(be_node(r, rank, fds[1], supervisor));
+    }
+    close(fds[1]);
+    if (c->pid < 0) {
+        c->pid = 0;
+        close(fds[0]);
+        complain("cannot start node %u: %s", rank, strerror(errno));
+        return EXIT_FAILED;
+    }
+    c->pipe.fd = fds[0];
+    r->alive++;
+    return 0;
+}
+
+/* ---- supervising */
+
+static void note_failure(struct local_rack *r, int code)
+{
+    if (r->code == EXIT_DONE)
+        r->code = code;
+    if (r->deadline_ms == 0)
+        r->deadline_ms = now_ms() + GRACE_MS;
+}
+
+static void signal_all(struct local_rack *r, int signal)
+{
+    for (uint32_t i = 0; i < r->count; i++)
+        if (r->children[i].pid > 0)
+            kill(r->children[i].pid, signal);
+}
+
+static void push(struct local_rack *r)
+{
+    if (r->deadline_ms == 0 || now_ms() < r->deadline_ms)
+        return;
+    signal_all(r, r->told ? SIGKILL : SIGTERM);
+    r->told = true;
+    r->deadline_ms = now_ms() + KILL_MS;
+}
+
+static void reap(struct local_rack *r)
+{
+    for (uint32_t i = 0; i < r->count; i++) {
+        struct child *c = &r->children[i];
+        int status;
+
+        if (c->pid <= 0 || waitpid(c->pid, &status, WNOHANG) != c->pid)
+            continue;
+        c->pid = 0;
+        r->alive--;
+        if (WIFSIGNALED(status)) {
+            if (r->code == EXIT_DONE)
+                complain("node %u was killed by signal %d (%s)", i, WTERMSIG(status),
+                         strsignal(WTERMSIG(status)));
+            note_failure(r, EXIT_FAILED);
+        } else if (WEXITSTATUS(status) != EXIT_DONE) {
+            note_failure(r, WEXITSTATUS(status));
+        }
+    }
+}
+
+static void take_signals(struct local_rack *r)
+{
+    struct signalfd_siginfo info;
+
+    while (read(r->signal_fd, &info, sizeof(info)) == sizeof(info)) {
+        if (info.ssi_signo == SIGCHLD)
+            continue;
+        note_failure(r, EXIT_INTERRUPTED);
+        signal_all(r, SIGTERM); /* those of another terminal or group have not seen it */
+    }
+}
+
+static void supervise(struct local_rack *r)
+{
+    while (r->alive > 0) {
+        struct pollfd fds[NODES_MAX + 1];
+        uint32_t open = 0;
+
+        for (uint32_t i = 0; i < r->count; i++) {
+            fds[i] = (struct pollfd){.fd = r->children[i].pipe.fd, .events = POLLIN};
+            open += fds[i].fd >= 0;
+        }
+        fds[r->count] = (struct pollfd){.fd = r->signal_fd, .events = POLLIN};
+        poll(fds, r->count + 1, r->deadline_ms || open == 0 ? 50 : 500);
+        take_signals(r);
+        for (uint32_t i = 0; i < r->count; i++)
+            if (fds[i].revents && !pipe_read(&r->children[i].pipe, r->sink)) {
+                close(r->children[i].pipe.fd);
+                r->children[i].pipe.fd = -1;
+            }
+        reap(r);
+        push(r);
+    }
+    /* What the last of them wrote. */
+    for (uint32_t i = 0; i < r->count; i++)
+        while (r->children[i].pipe.fd >= 0 && pipe_read(&r->children[i].pipe, r->sink))
+            ;
+}
+
+/* What /proc/meminfo calls available; 0 when it does not say. */
+static uint64_t available_memory(void)
+{
+    unsigned long long kib = 0;
+    char line[256];
+    FILE *f = fopen("/proc/meminfo", "re");
+
+    while (f && fgets(line, sizeof(line), f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return kib << 10;
+}
+
+void share_machine(struct shunt_config *cfg, uint32_t nodes)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+    if (cfg->threads == 0)
+        cfg->threads = processors > (long)nodes ? (uint32_t)processors / nodes : 1;
+    /* A tenth of it stays free; with slots given, nothing grows to fill a share. */
+    if (cfg->memory_bytes == 0 && cfg->slot_count == 0 && cfg->slot_percent == 0)
+        cfg->memory_bytes = available_memory() / nodes / 10 * 9;
+}
+
+int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink *sink)
+{
+    struct local_rack r = {.job = job, .sink = sink, .count = nodes};
+    sigset_t set;
+    int rc = 0;
+
+    for (uint32_t i = 0; i < nodes; i++)
+        r.children[i].pipe.fd = r.children[i].listen_fd = -1;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, &r.signals_before);
+    r.signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    for (uint32_t i = 0; i < nodes && !rc; i++)
+        rc = listen_on_any_port(&r, i);
+    for (uint32_t i = 0; i < nodes && !rc; i++)
+        rc = start_node(&r, i);
+    if (rc) {
+        r.code = rc;
+        signal_all(&r, SIGKILL);
+    }
+    for (uint32_t i = 0; i < nodes; i++)
+        if (r.children[i].listen_fd >= 0)
+            close(r.children[i].listen_fd);
+    supervise(&r);
+    for (uint32_t i = 0; i < nodes; i++)
+        pipe_reader_fini(&r.children[i].pipe);
+    close(r.signal_fd);
+    sigprocmask(SIG_SETMASK, &r.signals_before, NULL);
+    return r.code;
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdarg.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *text;
+} commands[] = {
+    {"run", cmd_run, "prompt to text, on one node or a rack"},
+    {"node", cmd_node, "one node of a rack that serves experts to the others"},
+    {"eval", cmd_eval, "logits of given ids, for checking exactness"},
+    {"inspect", cmd_inspect, "what a model file holds, and what fits in how much memory"},
+    {"doctor", cmd_doctor, "what this machine can do, and how to repair what it cannot"},
+};
+
+#define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))
+
+static int complaining_rank = -1;
+
+void complain_as(uint32_t rank)
+{
+    complaining_rank = (int)rank;
+}
+
+/* One write per message: several nodes may complain at a time. */
+void complain(const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    if (complaining_rank >= 0)
+        fprintf(stderr, "shunt: node %d: %s\n", complaining_rank, text);
+    else
+        fprintf(stderr, "shunt: %s\n", text);
+}
+
+int usage_error(const char *command, const char *format, ...)
+{
+    va_list args;
+
+    fputs("shunt: ", stderr);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fprintf(stderr, "\ntry: shunt %s --help\n", command);
+    return EXIT_USAGE;
+}
+
+static void print_help(FILE *out)
+{
+    fputs("shunt: Mixture-of-Experts inference on a rack whose memory does not hold the model\n\n"
+          "usage: shunt COMMAND [OPTIONS]\n\n",
+          out);
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        fprintf(out, "  %-9s %s\n", commands[i].name, commands[i].text);
+    fputs("\nshunt COMMAND --help lists a command's options; man shunt has the rest.\n", out);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help(stderr);
+        return EXIT_USAGE;
+    }
+    if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "version")) {
+        printf("shunt %s\n", shunt_version());
+        return EXIT_DONE;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        print_help(stdout);
+        return EXIT_DONE;
+    }
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        if (!strcmp(argv[1], commands[i].name))
+            return commands[i].run(argc - 1, argv + 1);
+    complain("there is no command '%s'", argv[1]);
+    print_help(stderr);
+    return EXIT_USAGE;
+}

@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+const struct option_help engine_options_help[] = {
+    {"--model", 'm', "FILE", "model file (GGUF)"},
+    {"--nodes", 0, "N", "run N nodes as N processes on this machine"},
+    {"--rank", 0, "R", "this node's place in --rack, from 0"},
+    {"--rack", 0, "HOST:PORT,...", "the address of every node, the same list on each"},
+    {"--allow-remote", 0, NULL, "talk to other machines; connections are not authenticated yet"},
+    {"--slots", 0, "40%|N", "experts held in memory per node (default: what --memory allows)"},
+    {"--memory", 0, "SIZE", "resident memory per node, such as 2G (default: what is free)"},
+    {"--ctx", 0, "N", "positions per prompt and answer (default 2048, or the model's)"},
+    {"--chunk", 0, "N", "prompt positions that go through a layer together"},
+    {"--threads", 't', "N", "compute threads per node (default: processors / local nodes)"},
+    {"--kernels", 0, "auto|ref|avx2", "instruction set of the kernels"},
+    {"--prefetch", 0, "on|off", "read the next layer's probable experts ahead (default on)"},
+    {"--placement", 0, "prism|spread|off", "which experts stay where (default prism)"},
+    {"--plan-interval", 0, "S", "seconds between two placements (default 10)"},
+    {"--transport", 0, "auto|tcp", "how rows travel between nodes"},
+    {"--io", 0, "auto|uring|pread", "how experts are read"},
+    {"--io-mode", 0, "auto|direct|buffered", "past the page cache, or through it"},
+    {"--join-timeout", 0, "S", "wait so long for the other nodes (default 60)"},
+    {"--ready-timeout", 0, "S", "and so long until all have loaded their weights (default 1800)"},
+    {"--step-timeout", 0, "S", "and so long for a message within a step (default 120)"},
+    {"--dead-after", 0, "S", "a node that is silent so long is dead (default 5)"},
+    {0},
+};
+
+/* ---- values */
+
+bool parse_count(const char *text, uint64_t max, uint64_t *value)
+{
+    char *end;
+
+    errno = 0;
+    *value = strtoull(text, &end, 10);
+    return isdigit((unsigned char)text[0]) && *end == '\0' && errno == 0 && *value <= max;
+}
+
+bool parse_size(const char *text, uint64_t *bytes)
+{
+    char *end;
+    double value;
+    int shift = 0;
+
+    errno = 0;
+    value = strtod(text, &end);
+    if (!isdigit((unsigned char)text[0]) || errno)
+        return false;
+    switch (toupper((unsigned char)*end)) {
+    case 'T':
+        shift += 10; /* fall through */
+    case 'G':
+        shift += 10; /* fall through */
+    case 'M':
+        shift += 10; /* fall through */
+    case 'K':
+        shift += 10;
+        end++;
+    }
+    if (!strcmp(end, "iB") || !strcmp(end, "B"))
+        end += strlen(end);
+    value *= (double)(1ull << shift);
+    if (*end || value >= 1e18)
+        return false;
+    *bytes = (uint64_t)value;
+    return true;
+}
+
+bool parse_seconds(const char *text, int64_t *ns)
+{
+    char *end;
+    double value;
+
+    errno = 0;
+    value = strtod(text, &end);
+    if (!(isdigit((unsigned char)text[0]) || text[0] == '.') || errno || end == text ||
+        (*end && strcmp(end, "s")) || !(value > 0) || value > 1e8)
+        return false;
+    *ns = (int64_t)(value * 1e9);
+    return true;
+}
+
+static bool parse_switch(const char *text, bool *on)
+{
+    *on = !strcmp(text, "on");
+    return *on || !strcmp(text, "off");
+}
+
+static bool parse_slots(struct shunt_config *cfg, const char *text)
+{
+    size_t len = strlen(text);
+    uint64_t value;
+    char number[16];
+
+    if (len > 1 && len < sizeof(number) && text[len - 1] == '%') {
+        memcpy(number, text, len - 1);
+        number[len - 1] = '\0';
+        cfg->slot_count = 0;
+        if (!parse_count(number, 100, &value) || value == 0)
+            return false;
+        cfg->slot_percent = (uint32_t)value;
+        return true;
+    }
+    cfg->slot_percent = 0;
+    if (!parse_count(text, UINT32_MAX, &value) || value == 0)
+        return false;
+    cfg->slot_count = (uint32_t)value;
+    return true;
+}
+
+/* ---- engine options */
+
+void engine_options_init(struct engine_options *o)
+{
+    memset(o, 0, sizeof(*o));
+    shunt_config_init(&o->cfg);
+}
+
+void engine_options_fini(struct engine_options *o)
+{
+    free(o->rack_text);
+}
+
+static int parse_rack(struct engine_options *o, const char *command, const char *value)
+{
+    char *at;
+
+    free(o->rack_text);
+    o->rack_text = at = strdup(value);
+    o->rack_count = 0;
+    if (!at)
+        return usage_error(command, "out of memory"), -1;
+    while (at) {
+        char *comma = strchr(at, ',');
+
+        if (o->rack_count == NODES_MAX)
+            return usage_error(command, "--rack: more than %d nodes", NODES_MAX), -1;
+        if (comma)
+            *comma++ = '\0';
+        o->rack[o->rack_count++] = at;
+        at = comma;
+    }
+    return 1;
+}
+
+struct number_option {
+    const char *name;
+    size_t offset;
+    uint64_t max;
+};
+
+static const struct number_option numbers[] = {
+    {"--ctx", offsetof(struct shunt_config, context), UINT32_MAX},
+    {"--chunk", offsetof(struct shunt_config, chunk), UINT32_MAX},
+    {"--threads", offsetof(struct shunt_config, threads), UINT32_MAX},
+    {"--rank", offsetof(struct shunt_config, rank), NODES_MAX - 1},
+};
+
+static const struct number_option seconds[] = {
+    {"--join-timeout", offsetof(struct shunt_config, join_timeout_ns), 0},
+    {"--ready-timeout", offsetof(struct shunt_config, ready_timeout_ns), 0},
+    {"--step-timeout", offsetof(struct shunt_config, step_timeout_ns), 0},
+    {"--dead-after", offsetof(struct shunt_config, dead_after_ns), 0},
+    {"--plan-interval", offsetof(struct shunt_config, plan_interval_ns), 0},
+};
+
+static const struct number_option texts[] = {
+    {"--kernels", offsetof(struct shunt_config, kernels), 0},
+    {"--placement", offsetof(struct shunt_config, placement), 0},
+    {"--transport", offsetof(struct shunt_config, transport), 0},
+    {"--io", offsetof(struct shunt_config, io), 0},
+    {"--io-mode", offsetof(struct shunt_config, io_mode), 0},
+};
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* Options that set one member of the configuration. Return: as engine_option. */
+static int member_option(struct engine_options *o, const char *command, const char *name,
+                         const char *value)
+{
+    char *cfg = (char *)&o->cfg;
+    uint64_t number;
+
+    for (size_t i = 0; i < COUNT(numbers); i++) {
+        if (strcmp(name, numbers[i].name))
+            continue;
+        if (!parse_count(value, numbers[i].max, &number))
+            return usage_error(command, "%s: '%s' is no number in range", name, value), -1;
+        memcpy(cfg + numbers[i].offset, &(uint32_t){(uint32_t)number}, sizeof(uint32_t));
+        return 1;
+    }
+    for (size_t i = 0; i < COUNT(seconds); i++) {
+        int64_t ns;
+
+        if (strcmp(name, seconds[i].name))
+            continue;
+        if (!parse_seconds(value, &ns))
+            return usage_error(command, "%s: '%s' is no time in seconds", name, value), -1;
+        memcpy(cfg + seconds[i].offset, &ns, sizeof(ns));
+        return 1;
+    }
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        if (strcmp(name, texts[i].name))
+            continue;
+        memcpy(cfg + texts[i].offset, &value, sizeof(value));
+        return 1;
+    }
+    return 0;
+}
+
+int engine_option(struct engine_options *o, const char *command, const char *name,
+                  const char *value)
+{
+    uint64_t number;
+
+    if (!strcmp(name, "--rank"))
+        o->has_rank = true;
+    if (!strcmp(name, "--model")) {
+        o->model = value;
+        return 1;
+    }
+    if (!strcmp(name, "--nodes")) {
+        if (!parse_count(value, NODES_MAX, &number) || number == 0)
+            return usage_error(command, "--nodes: '%s' is no number from 1 to %d", value,
+                               NODES_MAX),
+                   -1;
+        o->nodes = (uint32_t)number;
+        return 1;
+    }
+    if (!strcmp(name, "--rack"))
+        return parse_rack(o, command, value);
+    if (!strcmp(name, "--allow-remote")) {
+        o->cfg.allow_remote = true;
+        return 1;
+    }
+    if (!strcmp(name, "--slots")) {
+        if (!parse_slots(&o->cfg, value))
+            return usage_error(command, "--slots: '%s' is neither a count nor a percentage", value),
+                   -1;
+        return 1;
+    }
+    if (!strcmp(name, "--memory")) {
+        if (!parse_size(value, &o->cfg.memory_bytes) || o->cfg.memory_bytes == 0)
+            return usage_error(command, "--memory: '%s' is no size, such as 2G", value), -1;
+        return 1;
+    }
+    if (!strcmp(name, "--prefetch")) {
+        if (!parse_switch(value, &o->cfg.prefetch))
+            return usage_error(command, "--prefetch: '%s' is neither on nor off", value), -1;
+        return 1;
+    }
+    return member_option(o, command, name, value);
+}
+
+int engine_options_finish(struct engine_options *o, const char *command)
+{
+    if (!o->model)
+        return usage_error(command, "no model: -m FILE");
+    if (o->has_rank != (o->rack_count > 0))
+        return usage_error(command, "--rank and --rack belong together");
+    if (o->nodes && o->rack_count)
+        return usage_error(command,
+                           "--nodes starts a rack here, --rank and --rack join one: which?");
+    if (o->rack_count) {
+        if (o->cfg.rank >= o->rack_count)
+            return usage_error(command, "--rank %u, but --rack has %u nodes", o->cfg.rank,
+                               o->rack_count);
+        o->cfg.node_count = o->rack_count;
+        o->cfg.rack = o->rack;
+    }
+    return 0;
+}
+
+/* ---- the command line */
+
+static const struct option_help *find_option(const struct option_help *options, const char *name,
+                                             size_t len, char letter)
+{
+    for (; options && options->name; options++)
+        if (letter ? options->letter == letter
+                   : strlen(options->name) == len && !strncmp(options->name, name, len))
+            return options;
+    return NULL;
+}
+
+static void print_options(const struct option_help *options)
+{
+    for (; options && options->name; options++) {
+        char left[48];
+        int len = snprintf(left, sizeof(left), "  %c%c%s %s%s%s", options->letter ? '-' : ' ',
+                           options->letter ? options->letter : ' ', options->letter ? "," : " ",
+                           options->name, options->argument ? " " : "",
+                           options->argument ? options->argument : "");
+
+        if (len > 32)
+            printf("%s\n%34s%s\n", left, "", options->text);
+        else
+            printf("%-34s%s\n", left, options->text);
+    }
+}
+
+int parse_arguments(int argc, char **argv, const char *command, const char *summary,
+                    const struct option_help *own, const struct option_help *shared,
+                    int (*fn)(void *ctx, const char *name, const char *value), void *ctx)
+{
+    bool only_arguments = false;
+
+    for (int i = 1; i < argc; i++) {
+        const char *word = argv[i];
+        const char *equals = strchr(word, '=');
+        size_t len = equals ? (size_t)(equals - word) : strlen(word);
+        const struct option_help *option;
+        const char *value = NULL;
+        char letter = 0;
+        int rc;
+
+        if (only_arguments || word[0] != '-' || word[1] == '\0') {
+            rc = fn(ctx, NULL, word);
+            if (rc)
+                return rc;
+            continue;
+        }
+        if (!strcmp(word, "--")) {
+            only_arguments = true;
+            continue;
+        }
+        if (!strcmp(word, "--help") || !strcmp(word, "-h")) {
+            printf("usage: shunt %s\n\n", summary);
+            print_options(own);
+            if (shared)
+                printf("\n");
+            print_options(shared);
+            return -1;
+        }
+        if (word[1] != '-')
+            letter = word[1];
+        option = find_option(own, word, len, letter);
+        if (!option)
+            option = find_option(shared, word, len, letter);
+        if (!option)
+            return usage_error(command, "there is no option %.*s", (int)len, word);
+        if (letter && word[2] != '\0')
+            value = word + 2; /* -n48 */
+        else if (!letter && equals)
+            value = equals + 1;
+        else if (option->argument && i + 1 < argc)
+            value = argv[++i];
+        if (!option->argument && value)
+            return usage_error(command, "%s takes no value", option->name);
+        if (option->argument && !value)
+            return usage_error(command, "%s needs a value: %s %s", option->name, option->name,
+                               option->argument);
+        rc = fn(ctx, option->name, value);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
