@@ -115,7 +115,7 @@ static int start_node(struct local_rack *r, uint32_t rank)
     c->pid = fork();
     if (c->pid == 0) {
         close(fds[0]);
-        _exit(be_node(r, rank, fds[1], supervisor));
+        exit(be_node(r, rank, fds[1], supervisor)); /* not _exit: sanitizers report at exit */
     }
     close(fds[1]);
     if (c->pid < 0) {
