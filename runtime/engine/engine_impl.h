@@ -199,6 +199,7 @@ void shunt_engine_abort(struct shunt *e);
 
 /* step.c */
 void *shunt_engine_main(void *engine);
+void shunt_engine_publish(struct shunt *e); /* the statistics */
 
 /* lanes.c */
 void shunt_lanes_admit(struct shunt *e);

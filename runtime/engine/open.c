@@ -304,6 +304,7 @@ static int start_engine(struct shunt *e, struct shunt_error *err)
     int rc;
 
     shunt_pool_set_hook(e->pool, shunt_progress_hook, &e->progress);
+    shunt_engine_publish(e); /* who asks at once gets an answer */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     rc = pthread_create(&e->thread, NULL, shunt_engine_main, e);

@@ -5,6 +5,7 @@
  * a new placement becomes active, whether the rack ends. A node without work joins with zero rows;
  * when nobody has work, nobody announces, and the rack sleeps until somebody does.
  */
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -79,7 +80,7 @@ static void fill_stats(const struct shunt *e, struct shunt_stats *s)
 }
 
 /* A sequence lock over words: readers try again when the version was odd or has changed. */
-static void publish_stats(struct shunt *e)
+void shunt_engine_publish(struct shunt *e)
 {
     uint64_t words[SHUNT_STATS_WORDS] = {0};
     struct shunt_stats s;
@@ -248,7 +249,7 @@ static bool same(const struct shunt_wire_announce *a, const struct shunt_wire_an
 static int sleep_while_idle(struct shunt *e, const struct shunt_wire_announce *said,
                             struct shunt_wire_announce *own, struct shunt_error *err)
 {
-    publish_stats(e);
+    shunt_engine_publish(e);
     for (;;) {
         uint64_t sink;
         int rc = shunt_progress_poll(&e->progress, err);
@@ -306,7 +307,7 @@ static int run(struct shunt *e, struct shunt_error *err)
         if (rc)
             return rc;
         e->step++;
-        publish_stats(e);
+        shunt_engine_publish(e);
         signal_events(e);
     }
 }
@@ -317,10 +318,11 @@ void *shunt_engine_main(void *engine)
     struct shunt_error err;
     int rc = run(e, &err);
 
-    if (rc)
-        shunt_rack_fail(e->rack, &err); /* unless it is down already */
+    /* Unless it is down already, or this node was told to leave at once: the goodbye says that. */
+    if (rc && rc != -ECANCELED)
+        shunt_rack_fail(e->rack, &err);
     shunt_lanes_end_all(e, rc ? SHUNT_END_ERROR : SHUNT_END_CANCELLED);
-    publish_stats(e);
+    shunt_engine_publish(e);
     /* Before the event: who closes on it finds the engine ended in order. */
     atomic_store(&e->finished, 1);
     if (!rc) {

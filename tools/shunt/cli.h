@@ -9,6 +9,7 @@
  *   wire.c      what a node process tells its supervisor
  *   show.c      text as it comes, progress, the table at the end
  *   report.c    the report as JSON
+ *   output.c    files that are whole or not there
  *
  * Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
  * 2 wrong usage, 130 interrupted.
@@ -189,11 +190,23 @@ void print_table(const struct results *r, FILE *out);
 /* Compares ids and digests of every prompt. */
 bool results_equal(const struct results *a, const struct results *b);
 
-/* Opens the report's temporary file now, so that an unwritable place is known before the work; then
- * writes and renames it. Return: 0 or EXIT_FAILED, said. */
-struct report_file {
+/* ---- output.c: files that get their name only when they are whole. Something that is no regular
+ * file (a pipe, /dev/stdout) is written in place. */
+
+struct output {
     const char *path;
-    char *temporary; /* owned */
+    char *temporary; /* owned; NULL: in place, or not open */
+};
+/* Return: a descriptor for reading and writing, or -1, said. */
+int output_open(struct output *o, const char *path);
+/* Return: 0 or EXIT_FAILED, said. */
+int output_commit(struct output *o);
+void output_abandon(struct output *o);
+
+/* Opens the report's file now, so that an unwritable place is known before the work. Return: 0 or
+ * EXIT_FAILED, said. */
+struct report_file {
+    struct output output;
     FILE *file;
 };
 int report_open(struct report_file *f, const char *path);

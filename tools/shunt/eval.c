@@ -3,7 +3,6 @@
  * shunt eval: the logits of given ids, and the ids that follow, for checking exactness. Rank 0
  * evaluates; the other nodes of a rack serve.
  */
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -114,33 +113,27 @@ static int read_ids(const char *path, struct prompt *p)
  * gets its name only when it is whole. */
 
 struct logits_file {
-    const char *path;
-    char *temporary; /* owned */
+    struct output output;
     int fd;
     void *map;
     size_t bytes;
 };
 
-static int logits_failed(struct logits_file *l, const char *what)
+static int logits_failed(const struct logits_file *l, const char *what)
 {
-    complain("%s: %s: %s", l->path, what, strerror(errno));
+    complain("%s: %s: %s", l->output.path, what, strerror(errno));
     return EXIT_FAILED;
 }
 
 static int logits_open(struct logits_file *l, const char *path, size_t bytes)
 {
-    size_t len = strlen(path) + 8;
-
-    *l = (struct logits_file){.path = path, .fd = -1, .bytes = bytes};
-    l->temporary = malloc(len);
-    if (!l->temporary)
-        return logits_failed(l, "cannot be written");
-    snprintf(l->temporary, len, "%s.XXXXXX", path);
-    l->fd = mkstemp(l->temporary);
-    if (l->fd < 0) {
-        free(l->temporary);
-        l->temporary = NULL;
-        return logits_failed(l, "cannot be written");
+    l->bytes = bytes;
+    l->fd = output_open(&l->output, path);
+    if (l->fd < 0)
+        return EXIT_FAILED;
+    if (!l->output.temporary) {
+        complain("%s: logits need a file, not a pipe or a device", path);
+        return EXIT_FAILED;
     }
     errno = posix_fallocate(l->fd, 0, (off_t)bytes);
     if (errno)
@@ -157,11 +150,7 @@ static int logits_finish(struct logits_file *l)
 {
     if (msync(l->map, l->bytes, MS_SYNC))
         return logits_failed(l, "could not be written");
-    if (rename(l->temporary, l->path))
-        return logits_failed(l, "could not be renamed");
-    free(l->temporary);
-    l->temporary = NULL;
-    return 0;
+    return output_commit(&l->output);
 }
 
 static void logits_close(struct logits_file *l)
@@ -170,9 +159,7 @@ static void logits_close(struct logits_file *l)
         munmap(l->map, l->bytes);
     if (l->fd >= 0)
         close(l->fd);
-    if (l->temporary)
-        unlink(l->temporary);
-    free(l->temporary);
+    output_abandon(&l->output);
 }
 
 /* ---- running */

@@ -12,37 +12,23 @@
 
 int report_open(struct report_file *f, const char *path)
 {
-    size_t len = strlen(path) + 8;
+    int fd = output_open(&f->output, path);
 
-    *f = (struct report_file){.path = path};
-    f->temporary = malloc(len);
-    if (!f->temporary) {
-        complain("out of memory for the report");
-        return EXIT_FAILED;
-    }
-    snprintf(f->temporary, len, "%s.XXXXXX", path);
-    int fd = mkstemp(f->temporary);
     f->file = fd >= 0 ? fdopen(fd, "w") : NULL;
-    if (!f->file) {
-        complain("%s: the report cannot be written there: %s", path, strerror(errno));
-        if (fd >= 0)
-            close(fd);
-        free(f->temporary);
-        f->temporary = NULL;
-        return EXIT_FAILED;
-    }
-    return 0;
+    if (f->file)
+        return 0;
+    if (fd >= 0)
+        close(fd);
+    output_abandon(&f->output);
+    return EXIT_FAILED;
 }
 
 void report_abandon(struct report_file *f)
 {
-    if (!f->temporary)
-        return;
     if (f->file)
         fclose(f->file);
-    unlink(f->temporary);
-    free(f->temporary);
-    *f = (struct report_file){0};
+    f->file = NULL;
+    output_abandon(&f->output);
 }
 
 static json_t *integer(uint64_t value)
@@ -148,15 +134,12 @@ int report_write(struct report_file *f, const char *model, const struct results 
                         r->identical < 0 ? json_null() : json_boolean(r->identical));
     ok = json_dumpf(o, f->file, JSON_INDENT(1)) == 0 && fputc('\n', f->file) != EOF;
     json_decref(o);
-    ok &= fflush(f->file) == 0 && fsync(fileno(f->file)) == 0;
+    ok &= fflush(f->file) == 0;
+    if (ok && f->output.temporary)
+        ok = fsync(fileno(f->file)) == 0;
     ok &= fclose(f->file) == 0;
     f->file = NULL;
-    if (!ok || rename(f->temporary, f->path)) {
-        complain("%s: the report could not be written: %s", f->path, strerror(errno));
-        report_abandon(f);
-        return EXIT_FAILED;
-    }
-    free(f->temporary);
-    *f = (struct report_file){0};
-    return 0;
+    if (!ok)
+        complain("%s: the report could not be written: %s", f->output.path, strerror(errno));
+    return ok ? output_commit(&f->output) : EXIT_FAILED;
 }

@@ -32,6 +32,8 @@ void results_fini(struct results *r)
 
 static void print_line(const struct results *r, uint32_t prompt, const char *text, size_t len)
 {
+    if (len == 0)
+        return; /* a blank line of one text is noise between the lines of others */
     if (r->prompt_count > r->node_count)
         printf("[%u.%u] %.*s\n", prompt % r->node_count, prompt / r->node_count, (int)len, text);
     else
