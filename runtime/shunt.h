@@ -15,7 +15,7 @@
  *     if (shunt_model_open(&model, path, &err) || shunt_open(&engine, model, &cfg, &err))
  *         ...                                     err.text says what failed and what to do
  *     shunt_submit(engine, &request, &id, &err);
- *     while (shunt_poll(engine, &event, timeout_ns, &err) > 0)
+ *     while (shunt_poll(engine, 0, &event, timeout_ns, &err) > 0)
  *         ...                                     until event.type is SHUNT_EVENT_END
  *     shunt_close(engine, timeout_ns);
  *     shunt_model_close(model);
@@ -134,8 +134,8 @@ SHUNT_API int shunt_model_get_expert(const shunt_model *model, uint32_t layer, u
  * text and ids */
 
 enum {
-    /* Control tokens: "<|im_end|>" in the text becomes that one token; without it, plain text. Tokens
-     * that a model's author has added as text ("<think>") always become one token. */
+    /* Control tokens: "<|im_end|>" in the text becomes that one token; without it, plain text.
+     * Tokens that a model's author has added as text ("<think>") always become one token. */
     SHUNT_TOKENIZE_SPECIAL = 1u << 0,
     SHUNT_TOKENIZE_BOS = 1u << 1, /* put the model's BOS id first where the model asks for one */
 };
@@ -316,14 +316,15 @@ struct shunt_event {
 };
 
 /* Takes the next event; waits for one at most `timeout_ns` (0: does not wait; negative: no limit).
- * A reader that is slow pauses only the sequences whose events it leaves lying.
- * Return: 1 with an event, 0 when none came in time, -EPIPE after RACK_DOWN once every event has
- * been taken. */
-SHUNT_API int shunt_poll(shunt *engine, struct shunt_event *event, int64_t timeout_ns,
+ * id: 0 for any event of the engine, or a sequence: then only its events, and the others stay where
+ * they are. A sequence whose events are left lying pauses; the others go on.
+ * Return: 1 with an event, 0 when none came in time; -EPIPE (id 0) once the rack is down and every
+ * event has been taken; -ENOENT when there is no such sequence, or its END has been taken. */
+SHUNT_API int shunt_poll(shunt *engine, uint64_t id, struct shunt_event *event, int64_t timeout_ns,
                          struct shunt_error *err);
 
-/* A descriptor that is readable while events wait; for poll and its kin only. It belongs to the
- * engine. */
+/* A descriptor for poll and its kin only: it is readable when events have come since shunt_poll
+ * last returned 0. It belongs to the engine. */
 SHUNT_API int shunt_get_fd(const shunt *engine);
 
 struct shunt_stats {

@@ -83,14 +83,15 @@ static void fill_in(struct shunt_sequence *s, const struct shunt_request *r)
 int shunt_submit(struct shunt *e, const struct shunt_request *request, uint64_t *id,
                  struct shunt_error *err)
 {
-    int rc = check_request(e, request, err);
+    int rc;
 
+    if (e->serve_only)
+        return shunt_error_set(err, -EINVAL, "this node was opened to serve only");
+    rc = check_request(e, request, err);
     if (rc)
         return rc;
     if (shunt_rack_down(e->rack) || atomic_load(&e->finished) || atomic_load(&e->leaving))
         return shunt_error_set(err, -EPIPE, "the rack is down");
-    if (e->serve_only)
-        return shunt_error_set(err, -EINVAL, "this node was opened to serve only");
     for (uint32_t i = 0; i < e->sequence_count; i++) {
         struct shunt_sequence *s = &e->sequences[i];
         uint32_t state = SHUNT_SEQUENCE_FREE;
@@ -189,9 +190,8 @@ static bool take_common_event(struct shunt *e, struct shunt_event *event)
 }
 
 /* Common events first, then sequences in turn. */
-static bool take_event(struct shunt *e, struct shunt_event *event)
+static bool take_any_event(struct shunt *e, struct shunt_event *event)
 {
-    *event = (struct shunt_event){.size = sizeof(*event)};
     if (take_common_event(e, event))
         return true;
     for (uint32_t i = 0; i < e->sequence_count; i++) {
@@ -205,6 +205,22 @@ static bool take_event(struct shunt *e, struct shunt_event *event)
     return false;
 }
 
+/* The sequence of that id, or sequence_count. */
+static uint32_t find_sequence(struct shunt *e, uint64_t id)
+{
+    uint32_t i = 0;
+
+    while (i < e->sequence_count) {
+        struct shunt_sequence *s = &e->sequences[i];
+        uint32_t state = atomic_load_explicit(&s->state, memory_order_acquire);
+
+        if (state > SHUNT_SEQUENCE_CLAIMED && atomic_load(&s->id) == id)
+            break;
+        i++;
+    }
+    return i;
+}
+
 /* True when no event can come any more. */
 static bool is_over(struct shunt *e)
 {
@@ -216,7 +232,25 @@ static bool is_over(struct shunt *e)
     return over;
 }
 
-int shunt_poll(struct shunt *e, struct shunt_event *event, int64_t timeout_ns,
+/* Return: 1 with an event, 0 when there is none now, or why there will be none. */
+static int take_event(struct shunt *e, uint64_t id, struct shunt_event *event,
+                      struct shunt_error *err)
+{
+    bool over = is_over(e); /* before looking: what came before it is seen below */
+    uint32_t index = id ? find_sequence(e, id) : 0;
+
+    if (index == e->sequence_count)
+        return shunt_error_set(err, -ENOENT, "there is no sequence %" PRIu64 ", or it has ended",
+                               id);
+    *event = (struct shunt_event){.size = sizeof(*event)};
+    if (id ? take_sequence_event(e, index, event) : take_any_event(e, event))
+        return 1;
+    if (!id && over)
+        return shunt_error_set(err, -EPIPE, "the rack is down");
+    return 0;
+}
+
+int shunt_poll(struct shunt *e, uint64_t id, struct shunt_event *event, int64_t timeout_ns,
                struct shunt_error *err)
 {
     int64_t deadline = timeout_ns < 0 ? INT64_MAX : shunt_now_ns() + timeout_ns;
@@ -227,16 +261,14 @@ int shunt_poll(struct shunt *e, struct shunt_event *event, int64_t timeout_ns,
                                sizeof(*event), event->size);
     for (;;) {
         struct pollfd fd = {.fd = e->event_fd, .events = POLLIN};
-        bool over = is_over(e); /* before looking: what came before it is seen below */
+        int rc = take_event(e, id, event, err);
         struct timespec timeout;
         uint64_t sink;
         int64_t left;
 
-        if (take_event(e, event))
-            return 1;
-        if (over)
-            return shunt_error_set(err, -EPIPE, "the rack is down");
-        /* Cleared only when nothing lies here, so that it stays readable while something does. */
+        if (rc)
+            return rc;
+        /* Cleared only when nothing was there; what comes after makes it readable again. */
         if (read(e->event_fd, &sink, sizeof(sink)) == sizeof(sink))
             continue;
         left = deadline - shunt_now_ns();

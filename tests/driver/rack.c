@@ -52,7 +52,7 @@ static int take_events(struct life *l, shunt *engine, const uint64_t *ids)
         struct shunt_event event = {.size = sizeof(event)};
         struct shunt_error err;
         struct driver_user *user = l->node->users;
-        int rc = shunt_poll(engine, &event, CLOSE_NS, &err);
+        int rc = shunt_poll(engine, 0, &event, CLOSE_NS, &err);
 
         if (rc <= 0)
             return failed(l, "poll", rc ? err.text : "no event came");
@@ -105,7 +105,7 @@ static void *live_main(void *arg)
     return NULL;
 }
 
-static int listen_here(char *address, size_t bytes)
+int driver_listen(char *address, size_t bytes)
 {
     struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
     socklen_t len = sizeof(addr);
@@ -133,7 +133,7 @@ int driver_run(const shunt_model *model, const struct shunt_config *cfg, struct 
         lives[n].cfg.rack = rack;
         rack[n] = addresses[n];
         if (node_count > 1) {
-            lives[n].cfg.listen_fd = listen_here(addresses[n], sizeof(addresses[n]));
+            lives[n].cfg.listen_fd = driver_listen(addresses[n], sizeof(addresses[n]));
             if (lives[n].cfg.listen_fd < 0)
                 return failed(&lives[n], "listen", "no socket");
         }

@@ -15,8 +15,8 @@ struct driver_user {
     const int32_t *ids;
     uint32_t id_count;
     uint32_t token_max;
-    float *logits;   /* [id_count][vocab], or NULL */
-    int32_t *tokens; /* [token_max], filled */
+    float *logits;                    /* [id_count][vocab], or NULL */
+    int32_t *tokens;                  /* [token_max], filled */
     void (*on_token)(uint32_t count); /* after each token, or NULL */
     uint32_t token_count;
     uint64_t digest;
@@ -32,6 +32,10 @@ struct driver_node {
  * set here). Return: 0, or -1 with a message on standard error. */
 int driver_run(const shunt_model *model, const struct shunt_config *cfg, struct driver_node *nodes,
                uint32_t node_count);
+
+/* A listening socket on a free loopback port, and its address as text. Return: -1 when there is
+ * none. */
+int driver_listen(char *address, size_t bytes);
 
 /* Ids of a text. Return: their number, at most `max`. */
 uint32_t driver_ids(const shunt_model *model, const char *text, int32_t *ids, uint32_t max);

@@ -237,7 +237,7 @@ static int serve(struct node *n)
     for (;;) {
         struct shunt_event event = {.size = sizeof(event)};
         struct shunt_error err;
-        int rc = shunt_poll(n->engine, &event, 0, &err);
+        int rc = shunt_poll(n->engine, 0, &event, 0, &err);
 
         if (rc < 0) {
             complain("%s", err.text);
