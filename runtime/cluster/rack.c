@@ -24,6 +24,7 @@
 
 #define TICK_NS            (100 * SHUNT_NS_PER_MS)
 #define GOODBYE_TIMEOUT_NS (500 * SHUNT_NS_PER_MS)
+#define VERDICT_TIMEOUT_NS (500 * SHUNT_NS_PER_MS)
 /* Room for small messages beside a large one. */
 #define QUEUE_SLACK 4096u
 
@@ -482,6 +483,16 @@ int shunt_rack_start(struct shunt_rack *rack, const struct shunt_rack_callbacks 
     return 0;
 }
 
+/* A condition waits by the wall's clock: in slices, while deadlines are kept by the monotonic one.
+ */
+static struct timespec wall_clock_in(int64_t ns)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_REALTIME, &t);
+    return shunt_timespec((int64_t)t.tv_sec * SHUNT_NS_PER_S + t.tv_nsec + ns);
+}
+
 static uint32_t first_not_ready(const struct shunt_rack *rack)
 {
     uint32_t r = 0;
@@ -500,12 +511,8 @@ int shunt_rack_wait_ready(struct shunt_rack *rack, int64_t deadline_ns, struct s
     wake(rack);
     pthread_mutex_lock(&rack->mutex);
     while ((missing = first_not_ready(rack)) < rack->cfg.node_count && !rc) {
-        /* The condition's clock is the wall's: wait in slices and look at the monotonic deadline.
-         */
-        struct timespec slice;
+        struct timespec slice = wall_clock_in(SHUNT_NS_PER_S);
 
-        clock_gettime(CLOCK_REALTIME, &slice);
-        slice.tv_sec += 1;
         if (atomic_load(&rack->down)) {
             rc = rack->why.code;
             if (err)
@@ -531,6 +538,20 @@ void shunt_rack_fail(struct shunt_rack *rack, const struct shunt_error *why)
         wake(rack);
     }
     go_down(rack, rack->cfg.rank, why);
+}
+
+void shunt_rack_peer_lost(struct shunt_rack *rack, uint32_t rank, const struct shunt_error *why)
+{
+    int64_t deadline = shunt_now_ns() + VERDICT_TIMEOUT_NS;
+
+    pthread_mutex_lock(&rack->mutex);
+    while (atomic_load(&rack->down) == 0 && shunt_now_ns() < deadline) {
+        struct timespec slice = wall_clock_in(VERDICT_TIMEOUT_NS);
+
+        pthread_cond_timedwait(&rack->changed, &rack->mutex, &slice);
+    }
+    pthread_mutex_unlock(&rack->mutex);
+    go_down(rack, rank, why);
 }
 
 void shunt_rack_leave(struct shunt_rack *rack, bool orderly)

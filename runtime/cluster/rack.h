@@ -93,6 +93,11 @@ int shunt_rack_why(struct shunt_rack *rack, struct shunt_error *why);
 /* Ends the rack because of this node's own failure, and tells the others. Any thread. */
 void shunt_rack_fail(struct shunt_rack *rack, const struct shunt_error *why);
 
+/* The data stream of a peer has closed. The control thread knows the reason in a moment, better
+ * than the stream does (a goodbye, a failure the peer reported, its death): waits for it, and ends
+ * the rack with `why` when nothing comes. */
+void shunt_rack_peer_lost(struct shunt_rack *rack, uint32_t rank, const struct shunt_error *why);
+
 /* Says goodbye to all and stops the control thread. `orderly`: every node has agreed to leave, so
  * that nobody takes it for a failure. Waits a moment for the goodbye to go out. */
 void shunt_rack_leave(struct shunt_rack *rack, bool orderly);

@@ -290,6 +290,7 @@ static int open_exchange(struct shunt *e, struct shunt_error *err)
         .abort_fd = e->abort_fd,
         .abort = &e->abort,
         .step_timeout_ns = e->options.cfg.step_timeout_ns,
+        .lost_peer = SHUNT_NODES_MAX,
     };
     if (e->node_count == 1)
         return 0;

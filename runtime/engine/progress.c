@@ -63,10 +63,11 @@ void shunt_progress_sleep(struct shunt_progress *p, int extra_fd, int64_t timeou
 }
 
 /* The peer whose message is awaited has gone. */
-static int peer_lost(const struct shunt_progress *p, uint32_t peer, struct shunt_error *err)
+static int peer_lost(struct shunt_progress *p, uint32_t peer, struct shunt_error *err)
 {
     const struct shunt_exchange *x = p->exchange;
 
+    p->lost_peer = peer;
     return shunt_error_set(err, x->lost_error[peer], "%s is gone: %s", x->nodes[peer].label,
                            x->lost_reason[peer]);
 }

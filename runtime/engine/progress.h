@@ -21,6 +21,7 @@ struct shunt_progress {
     _Atomic int *abort;
     int64_t step_timeout_ns;
     int64_t wait_read_ns, wait_peer_ns; /* slept or polled, in total */
+    uint32_t lost_peer;                 /* whose loss ended a wait; SHUNT_NODES_MAX: nobody's */
     struct shunt_error hook_error;      /* of a poll between tiles; code 0: none */
 };
 

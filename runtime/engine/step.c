@@ -318,8 +318,9 @@ void *shunt_engine_main(void *engine)
     struct shunt_error err;
     int rc = run(e, &err);
 
-    /* Unless it is down already, or this node was told to leave at once: the goodbye says that. */
-    if (rc && rc != -ECANCELED)
+    if (rc && e->progress.lost_peer < e->node_count)
+        shunt_rack_peer_lost(e->rack, e->progress.lost_peer, &err);
+    else if (rc && rc != -ECANCELED) /* told to stop: the goodbye says that, or the rack is down */
         shunt_rack_fail(e->rack, &err);
     shunt_lanes_end_all(e, rc ? SHUNT_END_ERROR : SHUNT_END_CANCELLED);
     shunt_engine_publish(e);
