@@ -133,18 +133,24 @@ static int submit_chunk(struct shunt_store *store, uint32_t tag)
                                          });
 }
 
+static uint64_t next_chunk_bytes(const struct shunt_store *store, uint32_t slot)
+{
+    const struct shunt_slot *s = &store->slots[slot];
+    uint64_t bytes = shunt_store_part(store, s->key, s->part).bytes - s->part_done;
+
+    return bytes < SHUNT_CHUNK_BYTES ? bytes : SHUNT_CHUNK_BYTES;
+}
+
 /* Hands out the next chunk of a queued slot. There is a free tag. */
 static void issue_chunk(struct shunt_store *store, uint32_t slot)
 {
     struct shunt_slot *s = &store->slots[slot];
     const struct shunt_slot_layout *layout = &store->layouts[s->key / store->expert_count];
     struct shunt_rounded r = shunt_store_part(store, s->key, s->part);
-    uint64_t bytes = r.bytes - s->part_done;
+    uint64_t bytes = next_chunk_bytes(store, slot);
     uint32_t tag = store->free_chunks[--store->free_chunk_count];
     struct shunt_chunk *c = &store->chunks[tag];
 
-    if (bytes > SHUNT_CHUNK_BYTES)
-        bytes = SHUNT_CHUNK_BYTES;
     *c = (struct shunt_chunk){
         .slot = slot,
         .bytes = (uint32_t)bytes,
@@ -177,10 +183,10 @@ static enum shunt_read_class next_class(const struct shunt_store *store)
     if (store->queues[SHUNT_READ_SPECULATIVE].head != SHUNT_NO_SLOT) {
         uint64_t max = shunt_prefetch_inflight_max(store->bytes_per_s, SHUNT_CHUNK_BYTES);
 
-        if (flying[SHUNT_READ_SPECULATIVE] + SHUNT_CHUNK_BYTES <= max ||
-            flying[SHUNT_READ_SPECULATIVE] == 0)
-            return SHUNT_READ_SPECULATIVE;
-        return SHUNT_READ_CLASSES;
+        uint64_t more = next_chunk_bytes(store, store->queues[SHUNT_READ_SPECULATIVE].head);
+
+        return flying[SHUNT_READ_SPECULATIVE] + more <= max ? SHUNT_READ_SPECULATIVE
+                                                            : SHUNT_READ_CLASSES;
     }
     if (store->queues[SHUNT_READ_PLACEMENT].head != SHUNT_NO_SLOT &&
         flying[SHUNT_READ_DEMAND] + flying[SHUNT_READ_SPECULATIVE] == 0 &&
