@@ -7,6 +7,8 @@
 #include "runtime/cluster/rack.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
@@ -385,6 +387,8 @@ void shunt_rack_take_data_fds(struct shunt_rack *rack, int *fds)
 
 static void adopt_peers(struct shunt_rack *rack, const struct shunt_joined *joined)
 {
+    const int one = 1;
+
     for (uint32_t r = 0; r < rack->cfg.node_count; r++) {
         struct shunt_rack_node *node = &rack->nodes[r];
         struct control *p = &rack->peers[r];
@@ -402,6 +406,8 @@ static void adopt_peers(struct shunt_rack *rack, const struct shunt_joined *join
         shunt_join_label(&rack->cfg, r, node->label, sizeof(node->label));
         rack->data_fds[r] = joined[r].fds[SHUNT_STREAM_DATA];
         p->fd = joined[r].fds[SHUNT_STREAM_CONTROL];
+        /* A message must not wait for the acknowledgement of the heartbeat before it. */
+        setsockopt(p->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     }
 }
 
