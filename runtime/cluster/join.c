@@ -43,7 +43,7 @@ struct joining {
     struct shunt_joined *peers;
     struct shunt_address *addresses; /* [node_count] */
     struct connection *connections;
-    struct pollfd *fds; /* [connection_max + 1] */
+    struct pollfd *fds; /* [connection_max + 2] */
     uint32_t connection_max;
     uint32_t missing; /* streams */
     int listen_fd;
@@ -295,6 +295,8 @@ static uint32_t prepare(struct joining *j, int64_t now, int64_t *wake_ns)
 
     *wake_ns = j->deadline_ns;
     j->fds[n++] = (struct pollfd){.fd = j->listen_fd, .events = POLLIN};
+    j->fds[n++] =
+        (struct pollfd){.fd = j->cfg->cancel_fd ? *j->cfg->cancel_fd : -1, .events = POLLIN};
     for (uint32_t i = 0; i < j->connection_max; i++) {
         struct connection *c = &j->connections[i];
 
@@ -327,12 +329,14 @@ static int run(struct joining *j, struct shunt_error *err)
         timeout = shunt_timespec(wake_ns > now ? wake_ns - now : 0);
         if (ppoll(j->fds, n, &timeout, NULL) <= 0)
             continue;
+        if (j->fds[1].revents)
+            return shunt_error_set(err, -ECANCELED, "told to stop while joining the rack");
         if (j->fds[0].revents)
             accept_one(j);
         for (uint32_t i = 0; i < j->connection_max; i++) {
             int rc;
 
-            if (!j->fds[i + 1].revents || j->fds[i + 1].fd != j->connections[i].fd)
+            if (!j->fds[i + 2].revents || j->fds[i + 2].fd != j->connections[i].fd)
                 continue;
             rc = advance(j, &j->connections[i], err);
             if (rc)
@@ -413,7 +417,7 @@ int shunt_join(const struct shunt_rack_config *cfg, struct shunt_joined *peers,
             peers[r].fds[s] = -1;
     j.addresses = calloc(cfg->node_count, sizeof(*j.addresses));
     j.connections = calloc(j.connection_max, sizeof(*j.connections));
-    j.fds = calloc(j.connection_max + 1, sizeof(*j.fds));
+    j.fds = calloc(j.connection_max + 2, sizeof(*j.fds));
     if (!j.addresses || !j.connections || !j.fds) {
         rc = shunt_error_set(err, -ENOMEM, "out of memory to join the rack");
     } else {

@@ -508,7 +508,8 @@ static uint32_t first_not_ready(const struct shunt_rack *rack)
     return r;
 }
 
-int shunt_rack_wait_ready(struct shunt_rack *rack, int64_t deadline_ns, struct shunt_error *err)
+int shunt_rack_wait_ready(struct shunt_rack *rack, const struct shunt_patience *patience,
+                          struct shunt_error *err)
 {
     uint32_t missing;
     int rc = 0;
@@ -517,20 +518,21 @@ int shunt_rack_wait_ready(struct shunt_rack *rack, int64_t deadline_ns, struct s
     wake(rack);
     pthread_mutex_lock(&rack->mutex);
     while ((missing = first_not_ready(rack)) < rack->cfg.node_count && !rc) {
-        struct timespec slice = wall_clock_in(SHUNT_NS_PER_S);
+        struct timespec slice = wall_clock_in(SHUNT_PATIENCE_SLICE_NS);
 
         if (atomic_load(&rack->down)) {
             rc = rack->why.code;
             if (err)
                 *err = rack->why;
-        } else if (shunt_now_ns() >= deadline_ns) {
-            rc = shunt_error_set(err, -ETIMEDOUT,
-                                 "%s has not loaded its weights in the time given "
-                                 "(--ready-timeout)",
-                                 rack->nodes[missing].label);
-        } else {
-            pthread_cond_timedwait(&rack->changed, &rack->mutex, &slice);
+            break;
         }
+        rc = shunt_patience_check(patience, err);
+        if (rc == -ETIMEDOUT)
+            shunt_error_set(err, rc,
+                            "%s has not loaded its weights in the time given (--ready-timeout)",
+                            rack->nodes[missing].label);
+        if (!rc)
+            pthread_cond_timedwait(&rack->changed, &rack->mutex, &slice);
     }
     pthread_mutex_unlock(&rack->mutex);
     return rc;

@@ -13,7 +13,7 @@
 #ifndef SHUNT_CLUSTER_RACK_H
 #define SHUNT_CLUSTER_RACK_H
 
-#include "runtime/base/error.h"
+#include "runtime/base/patience.h"
 #include "transport/transport.h"
 
 struct shunt_rack_config {
@@ -24,6 +24,7 @@ struct shunt_rack_config {
     bool allow_remote;
     bool serve_only;
     int64_t join_timeout_ns;
+    const int *cancel_fd; /* joining gives up when it is readable; or NULL */
     int64_t dead_after_ns;
 
     const char *model_name;
@@ -77,7 +78,8 @@ int shunt_rack_start(struct shunt_rack *rack, const struct shunt_rack_callbacks 
 
 /* Says that this node is ready and waits until all are. Return: 0, -ETIMEDOUT naming who is not, or
  * why the rack has ended. */
-int shunt_rack_wait_ready(struct shunt_rack *rack, int64_t deadline_ns, struct shunt_error *err);
+int shunt_rack_wait_ready(struct shunt_rack *rack, const struct shunt_patience *patience,
+                          struct shunt_error *err);
 
 /* Queues a message to a peer; any thread. Return: 0, or -EAGAIN when the peer has not taken the
  * earlier ones: try again later. */

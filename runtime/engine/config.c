@@ -31,6 +31,7 @@ void shunt_config_init(struct shunt_config *cfg)
         .size = sizeof(*cfg),
         .node_count = 1,
         .listen_fd = -1,
+        .cancel_fd = -1,
         .transport = "auto",
         .join_timeout_ns = 60 * SHUNT_NS_PER_S,
         .ready_timeout_ns = 1800 * SHUNT_NS_PER_S,

@@ -165,6 +165,7 @@ static int join_rack(struct shunt *e, const struct shunt_config *cfg, struct shu
         .allow_remote = cfg->allow_remote,
         .serve_only = cfg->serve_only,
         .join_timeout_ns = cfg->join_timeout_ns,
+        .cancel_fd = &cfg->cancel_fd,
         .dead_after_ns = cfg->dead_after_ns,
         .model_name = e->model->name,
         .kernel_levels = e->options.kernel_levels,
@@ -265,15 +266,15 @@ static int start_control(struct shunt *e, struct shunt_error *err)
     return rc;
 }
 
-static int load_weights(struct shunt *e, int64_t deadline_ns, struct shunt_error *err)
+static int load_weights(struct shunt *e, const struct shunt_patience *patience,
+                        struct shunt_error *err)
 {
     const struct shunt_weights_loading how = {
         .model = e->model,
         .store = e->store,
         .arena = &e->arena,
         .kernels = e->kernels,
-        .deadline_ns = deadline_ns,
-        .abort = &e->abort,
+        .patience = patience,
     };
 
     return shunt_weights_load(&e->weights, &how, err);
@@ -317,7 +318,7 @@ static int start_engine(struct shunt *e, struct shunt_error *err)
 }
 
 /* Everything after the mesh stands. */
-static int build(struct shunt *e, int64_t deadline_ns, struct shunt_error *err)
+static int build(struct shunt *e, const struct shunt_patience *patience, struct shunt_error *err)
 {
     const struct shunt_rack_node *nodes = shunt_rack_nodes(e->rack);
     uint32_t rows_max[SHUNT_NODES_MAX];
@@ -336,11 +337,11 @@ static int build(struct shunt *e, int64_t deadline_ns, struct shunt_error *err)
     if (!rc)
         rc = start_control(e, err); /* heartbeats go on while the weights load */
     if (!rc)
-        rc = load_weights(e, deadline_ns, err);
+        rc = load_weights(e, patience, err);
     if (!rc)
         rc = open_exchange(e, err);
     if (!rc)
-        rc = shunt_rack_wait_ready(e->rack, deadline_ns, err);
+        rc = shunt_rack_wait_ready(e->rack, patience, err);
     if (!rc)
         rc = start_engine(e, err);
     return rc;
@@ -397,13 +398,20 @@ int shunt_open(struct shunt **out, const struct shunt_model *model, const struct
         rc = join_rack(e, cfg, err);
     }
     if (!rc) {
+        const struct shunt_patience patience = {
+            .deadline_ns = shunt_now_ns() + cfg->ready_timeout_ns,
+            .abort = &e->abort,
+            .cancel_fd = &cfg->cancel_fd,
+        };
         struct shunt_error why;
 
-        rc = build(e, shunt_now_ns() + cfg->ready_timeout_ns, &why);
-        if (rc) {
+        rc = build(e, &patience, &why);
+        if (rc && rc != -ECANCELED)
             shunt_rack_fail(e->rack, &why); /* the others need not wait for their deadline */
-            rc = shunt_rack_why(e->rack, err);
-        }
+        if (rc && err)
+            *err = why;
+        if (rc && shunt_rack_down(e->rack))
+            rc = shunt_rack_why(e->rack, err); /* the first reason, if a peer's was */
     }
     if (rc) {
         destroy(e);

@@ -136,7 +136,7 @@ int shunt_weights_load(struct shunt_weights *w, const struct shunt_weights_loadi
     rc = shunt_arena_alloc(how->arena, w->memory_bytes, "non-expert weights", &w->memory, err);
     if (!rc) {
         shunt_store_lay_out_dense(file, w->memory, reads, count);
-        rc = shunt_store_load_dense(how->store, reads, count, how->deadline_ns, how->abort, err);
+        rc = shunt_store_load_dense(how->store, reads, count, how->patience, err);
     }
     if (!rc)
         bind_all(w, how->model, reads, how->kernels);

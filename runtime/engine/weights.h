@@ -37,10 +37,9 @@ struct shunt_weights_loading {
     struct shunt_store *store;
     struct shunt_arena *arena;
     const struct shunt_kernels *kernels;
-    int64_t deadline_ns;
-    const _Atomic int *abort;
+    const struct shunt_patience *patience;
 };
-/* Reads them into the arena. Blocks, not past the deadline nor once *abort is set. */
+/* Reads them into the arena. Blocks until all are there or patience ends. */
 int shunt_weights_load(struct shunt_weights *w, const struct shunt_weights_loading *how,
                        struct shunt_error *err);
 

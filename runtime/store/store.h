@@ -16,9 +16,8 @@
 #ifndef SHUNT_STORE_STORE_H
 #define SHUNT_STORE_STORE_H
 
-#include <stdatomic.h>
-
 #include "planner/evict.h"
+#include "runtime/base/patience.h"
 #include "runtime/model/model.h"
 #include "runtime/store/expert_io.h"
 
@@ -76,11 +75,10 @@ struct shunt_dense_read {
 uint64_t shunt_store_lay_out_dense(const struct shunt_file *file, unsigned char *base,
                                    struct shunt_dense_read *reads, uint32_t count);
 
-/* Reads laid-out weights, many reads in flight. Blocks until all are there, but not past
- * `deadline_ns` (monotonic) nor once *abort is set. After a failure the store can only be closed.
- */
+/* Reads laid-out weights, many reads in flight. Blocks until all are there or patience ends. After
+ * a failure the store can only be closed. */
 int shunt_store_load_dense(struct shunt_store *store, struct shunt_dense_read *reads,
-                           uint32_t count, int64_t deadline_ns, const _Atomic int *abort,
+                           uint32_t count, const struct shunt_patience *patience,
                            struct shunt_error *err);
 
 /* Experts are named by key = layer * expert_count + expert. `now` is the layer step, ascending. */

@@ -213,24 +213,25 @@ static int take_dense(struct shunt_store *store, struct dense_chunk *chunk, uint
     return submit_dense(store, chunk, tag);
 }
 
-static int wait_for_reads(struct shunt_store *store, int64_t deadline_ns, struct shunt_error *err)
+static int wait_for_reads(struct shunt_store *store, const struct shunt_patience *patience,
+                          struct shunt_error *err)
 {
     struct pollfd fd = {.fd = shunt_store_fd(store), .events = POLLIN};
-    int64_t left = deadline_ns - shunt_now_ns();
-    /* In slices, so that an abort is seen. */
-    struct timespec timeout = shunt_timespec(100 * SHUNT_NS_PER_MS);
+    struct timespec slice = shunt_timespec(SHUNT_PATIENCE_SLICE_NS);
+    int rc = shunt_patience_check(patience, err);
 
-    if (left <= 0)
-        return shunt_error_set(err, -ETIMEDOUT,
+    if (rc == -ETIMEDOUT)
+        return shunt_error_set(err, rc,
                                "%s: the weights were not read in the time given "
                                "(--ready-timeout); the drive is too slow or does not answer",
                                store->file.path);
-    ppoll(&fd, 1, &timeout, NULL);
-    return 0;
+    if (!rc)
+        ppoll(&fd, 1, &slice, NULL);
+    return rc;
 }
 
 int shunt_store_load_dense(struct shunt_store *store, struct shunt_dense_read *reads,
-                           uint32_t count, int64_t deadline_ns, const _Atomic int *abort,
+                           uint32_t count, const struct shunt_patience *patience,
                            struct shunt_error *err)
 {
     struct dense_chunk chunks[SHUNT_IO_DEPTH];
@@ -269,10 +270,8 @@ int shunt_store_load_dense(struct shunt_store *store, struct shunt_dense_read *r
             if (rc == 1)
                 free_tags[free_count++] = done[i].tag;
         }
-        if (atomic_load(abort))
-            return shunt_error_set(err, -ECANCELED, "the engine was told to stop");
         if (n == 0 && free_count < SHUNT_IO_DEPTH) {
-            rc = wait_for_reads(store, deadline_ns, err);
+            rc = wait_for_reads(store, patience, err);
             if (rc)
                 return rc;
         }

@@ -305,7 +305,10 @@ static int open_and_serve(struct node *n)
     }
     cfg.serve_only = prompts == 0;
     cfg.sequences_max = prompts ? prompts : 1;
+    cfg.cancel_fd = n->signal_fd;
     if (shunt_open(&n->engine, n->model, &cfg, &err)) {
+        if (err.code == -ECANCELED)
+            return EXIT_INTERRUPTED;
         complain("%s", err.text);
         return EXIT_FAILED;
     }
