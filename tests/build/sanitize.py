@@ -53,7 +53,7 @@ if not os.path.exists(os.path.join(folder, 'build.ninja')):
     subprocess.run(['meson', 'setup', folder, root, '-Db_lundef=false', '-Dwerror=true', *OPTIONS[kind], *options],
                    check=True)
 subprocess.run(['ninja', '-C', folder, 'tools/shunt', 'tests/driver/api', 'tests/driver/identity',
-                'tests/driver/planted'], check=True)
+                'tests/driver/planted', 'tests/driver/soak'], check=True)
 shunt, driver = f'{folder}/tools/shunt', f'{folder}/tests/driver'
 model = f'{root}/tools/demo/qwen3moe-demo-Q8_0.gguf'
 for planted, text in PLANTED[kind].items():
@@ -73,3 +73,4 @@ with tempfile.TemporaryDirectory() as temp:
     run([shunt, 'run', '-m', model, '-p', 'x', '--rank', '0', '--rack', '127.0.0.1:1,127.0.0.1:2'], 1)
 run([f'{driver}/identity', model], 0)
 run([f'{driver}/api', model], 0)
+run([f'{driver}/soak', model, '6', '1'], 0)
