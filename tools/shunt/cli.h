@@ -175,7 +175,9 @@ struct results {
     bool labelled;       /* several prompts: lines say whose they are */
     char *lines[PROMPTS_MAX]; /* text not yet printed, owned */
     size_t line_lens[PROMPTS_MAX];
-    bool quiet;
+    bool quiet;  /* no text */
+    bool silent; /* no notices either */
+    char last_notice[512];
 };
 
 void results_init(struct results *r, uint32_t prompt_count, uint32_t node_count);

@@ -187,6 +187,7 @@ static int verify(const struct run_command *c, struct results *r)
     job.cfg.kernels = r->nodes[0].kernels;
     results_init(&alone, c->prompt_count, 1);
     alone.quiet = true;
+    alone.silent = true;
     sink = results_sink(&alone);
     rc = run_node(&job, &sink);
     if (!rc)

@@ -127,12 +127,15 @@ static void take_end(void *ctx, const struct outcome *outcome)
     r->line_lens[p] = 0;
 }
 
+/* The nodes of one machine find the same things: each is said once. */
 static void take_notice(void *ctx, const char *text)
 {
-    const struct results *r = ctx;
+    struct results *r = ctx;
 
-    if (!r->quiet)
-        complain("%s", text);
+    if (r->silent || !strcmp(text, r->last_notice))
+        return;
+    snprintf(r->last_notice, sizeof(r->last_notice), "%s", text);
+    complain("%s", text);
 }
 
 static void take_summary(void *ctx, const struct node_summary *summary)
