@@ -114,6 +114,20 @@ void shunt_exchange_next(struct shunt_exchange *x)
     x->tick++;
 }
 
+struct shunt_wire_header shunt_exchange_header(const struct shunt_exchange *x,
+                                               enum shunt_wire_kind kind)
+{
+    return (struct shunt_wire_header){
+        .magic = SHUNT_WIRE_MAGIC,
+        .version = SHUNT_WIRE_VERSION,
+        .kind = (uint8_t)kind,
+        .row_type = SHUNT_ROW_F32,
+        .combine = SHUNT_COMBINE_ROW_PER_EXPERT,
+        .rank = x->cfg.rank,
+        .tick = x->tick,
+    };
+}
+
 void *shunt_exchange_gather_buffer(const struct shunt_exchange *x, uint32_t peer)
 {
     if (x->open_gathers[peer][x->tick % 2] > 0)

@@ -79,6 +79,10 @@ unsigned char *shunt_exchange_results_area(const struct shunt_exchange *x);
 /* Begins the next tick. Every gather of the last one has been seen. */
 void shunt_exchange_next(struct shunt_exchange *x);
 
+/* The header of a message of this tick; the caller adds what its kind needs. */
+struct shunt_wire_header shunt_exchange_header(const struct shunt_exchange *x,
+                                               enum shunt_wire_kind kind);
+
 /* The buffer for this tick's message to a peer, or NULL while the transport still reads from it. */
 void *shunt_exchange_gather_buffer(const struct shunt_exchange *x, uint32_t peer);
 void *shunt_exchange_results_buffer(const struct shunt_exchange *x, uint32_t peer);

@@ -15,16 +15,7 @@
 static void build_counts(struct shunt_moe *m, unsigned char *message)
 {
     const struct shunt_arch *arch = m->cfg.arch;
-    const struct shunt_wire_header header = {
-        .magic = SHUNT_WIRE_MAGIC,
-        .version = SHUNT_WIRE_VERSION,
-        .kind = SHUNT_WIRE_COUNTS,
-        .lane = (uint8_t)m->lane,
-        .rank = m->cfg.rank,
-        .layer = m->layer,
-        .tick = m->cfg.exchange->tick,
-        .step = m->step,
-    };
+    struct shunt_wire_header header = shunt_moe_header(m, SHUNT_WIRE_COUNTS);
     size_t own = (size_t)m->cfg.rank * arch->expert_count;
     unsigned char *at = message;
 
@@ -39,17 +30,6 @@ static void build_counts(struct shunt_moe *m, unsigned char *message)
     memcpy(at, m->next_states + own, arch->expert_count);
     at += arch->expert_count;
     memcpy(at, m->own_guesses, shunt_wire_bits_bytes(arch->expert_count));
-}
-
-static uint32_t counts_missing(void *ctx)
-{
-    const struct shunt_moe *m = ctx;
-    uint64_t bytes;
-
-    for (uint32_t n = 0; n < m->cfg.node_count; n++)
-        if (n != m->cfg.rank && !shunt_exchange_gathered(m->cfg.exchange, n, &bytes))
-            return n;
-    return SHUNT_WAIT_DONE;
 }
 
 static int take_counts(struct shunt_moe *m, uint32_t node, struct shunt_error *err)
@@ -109,8 +89,7 @@ int shunt_moe_exchange_counts(struct shunt_moe *m, struct shunt_error *err)
                                        shunt_wire_counts_bytes(&x->cfg.shape), err);
     }
     if (!rc)
-        rc = shunt_progress_wait(m->cfg.progress, counts_missing, m, "counts of a prefill layer",
-                                 err);
+        rc = shunt_progress_wait_gather(m->cfg.progress, "counts of a prefill layer", err);
     for (uint32_t n = 0; n < m->cfg.node_count && !rc; n++)
         if (n != m->cfg.rank)
             rc = take_counts(m, n, err);

@@ -57,22 +57,11 @@ static uint64_t build_dispatch(struct shunt_moe *m, uint32_t node, unsigned char
     const struct shunt_exchange *x = m->cfg.exchange;
     struct shunt_moe_peer *peer = &m->peers[node];
     struct shunt_wire_dispatch_layout at;
-    struct shunt_wire_header header = {
-        .magic = SHUNT_WIRE_MAGIC,
-        .version = SHUNT_WIRE_VERSION,
-        .kind = SHUNT_WIRE_DISPATCH,
-        .lane = (uint8_t)m->lane,
-        .row_type = SHUNT_ROW_F32,
-        .combine = SHUNT_COMBINE_ROW_PER_EXPERT,
-        .rank = m->cfg.rank,
-        .layer = m->layer,
-        .row_count = list_rows(m, node),
-        .tick = x->tick,
-        .step = m->step,
-        .entry_count = peer->entries_out,
-        .result_off = peer->result_off,
-    };
+    struct shunt_wire_header header = shunt_moe_header(m, SHUNT_WIRE_DISPATCH);
 
+    header.row_count = list_rows(m, node);
+    header.entry_count = peer->entries_out;
+    header.result_off = peer->result_off;
     for (uint32_t e = 0; e < arch->expert_count; e++)
         header.group_count += m->counts[e] > 0 && m->node_of[e] == node;
     at = shunt_wire_dispatch_layout(&x->cfg.shape, header.group_count, header.entry_count,
@@ -146,17 +135,6 @@ int shunt_moe_dispatch(struct shunt_moe *m, struct shunt_error *err)
 }
 
 /* ---- peers' rows in */
-
-static uint32_t dispatch_missing(void *ctx)
-{
-    const struct shunt_moe *m = ctx;
-    uint64_t bytes;
-
-    for (uint32_t n = 0; n < m->cfg.node_count; n++)
-        if (n != m->cfg.rank && !shunt_exchange_gathered(m->cfg.exchange, n, &bytes))
-            return n;
-    return SHUNT_WAIT_DONE;
-}
 
 static int view_dispatch(const struct shunt_moe *m, uint32_t node,
                          struct shunt_wire_dispatch_view *view, struct shunt_error *err)
@@ -265,7 +243,7 @@ int shunt_moe_collect(struct shunt_moe *m, struct shunt_error *err)
             shunt_moe_write_states(m, m->layer + 1, m->next_states + m->cfg.rank * (size_t)experts);
     }
     if (m->cfg.node_count > 1)
-        rc = shunt_progress_wait(m->cfg.progress, dispatch_missing, m, "rows", err);
+        rc = shunt_progress_wait_gather(m->cfg.progress, "rows", err);
     for (uint32_t n = 0; n < m->cfg.node_count && !rc; n++) {
         if (n == m->cfg.rank)
             continue;
@@ -295,22 +273,11 @@ int shunt_moe_send_results(struct shunt_moe *m, uint32_t node, struct shunt_erro
 {
     struct shunt_moe_peer *peer = &m->peers[node];
     struct shunt_exchange *x = m->cfg.exchange;
-    const struct shunt_wire_header header = {
-        .magic = SHUNT_WIRE_MAGIC,
-        .version = SHUNT_WIRE_VERSION,
-        .kind = SHUNT_WIRE_RESULTS,
-        .lane = (uint8_t)m->lane,
-        .row_type = SHUNT_ROW_F32,
-        .combine = SHUNT_COMBINE_ROW_PER_EXPERT,
-        .rank = m->cfg.rank,
-        .layer = m->layer,
-        .row_count = peer->entries_in,
-        .tick = x->tick,
-        .step = m->step,
-        .entry_count = peer->entries_in,
-        .waited_count = peer->waited,
-    };
+    struct shunt_wire_header header = shunt_moe_header(m, SHUNT_WIRE_RESULTS);
 
+    header.row_count = peer->entries_in;
+    header.entry_count = peer->entries_in;
+    header.waited_count = peer->waited;
     memcpy(x->results_out[node], &header, sizeof(header));
     m->counters.rows_sent += peer->entries_in;
     return shunt_progress_put_results(

@@ -35,6 +35,18 @@ static inline uint32_t shunt_moe_key(const struct shunt_moe *m, uint32_t layer, 
     return layer * m->cfg.arch->expert_count + expert;
 }
 
+/* The header of a message of this layer. */
+static inline struct shunt_wire_header shunt_moe_header(const struct shunt_moe *m,
+                                                        enum shunt_wire_kind kind)
+{
+    struct shunt_wire_header h = shunt_exchange_header(m->cfg.exchange, kind);
+
+    h.lane = (uint8_t)m->lane;
+    h.layer = m->layer;
+    h.step = m->step;
+    return h;
+}
+
 static inline bool shunt_bit(const uint8_t *bits, uint32_t i)
 {
     return bits[i / 8] >> i % 8 & 1;

@@ -120,6 +120,22 @@ int shunt_progress_wait(struct shunt_progress *p, shunt_wait_fn *fn, void *ctx, 
     }
 }
 
+static uint32_t gather_missing(void *ctx)
+{
+    const struct shunt_exchange *x = ctx;
+    uint64_t bytes;
+
+    for (uint32_t n = 0; n < x->cfg.node_count; n++)
+        if (n != x->cfg.rank && !shunt_exchange_gathered(x, n, &bytes))
+            return n;
+    return SHUNT_WAIT_DONE;
+}
+
+int shunt_progress_wait_gather(struct shunt_progress *p, const char *what, struct shunt_error *err)
+{
+    return shunt_progress_wait(p, gather_missing, p->exchange, what, err);
+}
+
 /* ---- buffers and puts */
 
 struct put {

@@ -43,6 +43,9 @@ void shunt_progress_hook(void *progress);
 int shunt_progress_wait(struct shunt_progress *p, shunt_wait_fn *fn, void *ctx, const char *what,
                         struct shunt_error *err);
 
+/* Waits until every peer's message of this tick is here. */
+int shunt_progress_wait_gather(struct shunt_progress *p, const char *what, struct shunt_error *err);
+
 /* The exchange's buffers and puts, waiting until the transport can take them. */
 int shunt_progress_gather_buffer(struct shunt_progress *p, uint32_t peer, void **buffer,
                                  struct shunt_error *err);

@@ -113,15 +113,9 @@ static struct shunt_wire_announce own_announcement(struct shunt *e)
 static void write_announcement(const struct shunt *e, const struct shunt_wire_announce *own,
                                unsigned char *message)
 {
-    const struct shunt_wire_header header = {
-        .magic = SHUNT_WIRE_MAGIC,
-        .version = SHUNT_WIRE_VERSION,
-        .kind = SHUNT_WIRE_ANNOUNCE,
-        .rank = e->rank,
-        .tick = e->exchange.tick,
-        .step = e->step,
-    };
+    struct shunt_wire_header header = shunt_exchange_header(&e->exchange, SHUNT_WIRE_ANNOUNCE);
 
+    header.step = e->step;
     memcpy(message, &header, sizeof(header));
     memcpy(message + sizeof(header), own, sizeof(*own));
     shunt_moe_write_states(&e->moe, 0, message + sizeof(header) + sizeof(*own));
@@ -134,17 +128,6 @@ static void agree_with(struct agreement *all, const struct shunt_wire_announce *
     all->leaving &= (one->flags & SHUNT_ANNOUNCE_LEAVING) != 0;
     if (one->epoch < all->epoch)
         all->epoch = one->epoch;
-}
-
-static uint32_t announcement_missing(void *ctx)
-{
-    const struct shunt *e = ctx;
-    uint64_t bytes;
-
-    for (uint32_t n = 0; n < e->node_count; n++)
-        if (n != e->rank && !shunt_exchange_gathered(&e->exchange, n, &bytes))
-            return n;
-    return SHUNT_WAIT_DONE;
 }
 
 static int take_announcement(struct shunt *e, uint32_t node, struct agreement *all,
@@ -187,7 +170,7 @@ static int agree(struct shunt *e, const struct shunt_wire_announce *own, struct 
         rc = shunt_progress_put_gather(&e->progress, n, SHUNT_WIRE_ANNOUNCE, bytes, err);
     }
     if (!rc)
-        rc = shunt_progress_wait(&e->progress, announcement_missing, e, "announcement", err);
+        rc = shunt_progress_wait_gather(&e->progress, "announcement", err);
     for (uint32_t n = 0; n < e->node_count && !rc; n++)
         if (n != e->rank)
             rc = take_announcement(e, n, all, err);
