@@ -15,6 +15,9 @@
  *   SHUNT_TOL_ATTEND  1e-5   largest |v|, 1 here   3e-6    1e-6     exp makes the rounding of a
  *                                                                   score of 20 relative
  *   SHUNT_TOL_ROUTE   4e-6   the weight            3e-6             1024 terms of one sign
+ *   SHUNT_TOL_LOGITS  1e-4   1: logits as such     2e-5    1e-5     another order of sums through 6
+ *                                                                   layers; activations rounded to
+ *                                                                   8 bits would be off by 1e-2
  *
  * Right values are computed in double; each level is held to the bound by itself, so two levels
  * are at most twice as far from each other. `observed` is the largest error in the tests of this
@@ -30,5 +33,6 @@
 #define SHUNT_TOL_NORM         2e-6
 #define SHUNT_TOL_ATTEND       1e-5
 #define SHUNT_TOL_ROUTE        4e-6
+#define SHUNT_TOL_LOGITS       1e-4
 
 #endif
