@@ -35,6 +35,7 @@ enum message {
     MESSAGE_READY,
     MESSAGE_FAILED,  /* the text of what failed on the sender */
     MESSAGE_GOODBYE, /* one byte: 1 when all have agreed to leave */
+    MESSAGE_DOWN,    /* struct verdict, text: why the sender's rack has ended, by a third node */
 };
 
 /*  0      4       8
@@ -44,6 +45,11 @@ struct frame {
     uint32_t bytes;
 };
 _Static_assert(sizeof(struct frame) == 8, "the frame is a wire format");
+
+struct verdict {
+    uint32_t rank;
+    int32_t code;
+};
 
 struct control {
     int fd; /* -1: this node, or closed */
@@ -79,6 +85,21 @@ struct shunt_rack {
 
 /* ---- going down */
 
+static void queue_to_all(struct shunt_rack *rack, uint32_t type, const void *data, uint32_t bytes);
+
+/* Whoever hears of a peer's end leaves, and for those who have not heard of it yet the goodbye
+ * would be the first they know: so the reason goes ahead of it. */
+static void pass_on(struct shunt_rack *rack, uint32_t rank, const struct shunt_error *why)
+{
+    const struct verdict verdict = {.rank = rank, .code = why->code};
+    unsigned char message[sizeof(verdict) + sizeof(why->text)];
+    size_t len = strlen(why->text);
+
+    memcpy(message, &verdict, sizeof(verdict));
+    memcpy(message + sizeof(verdict), why->text, len);
+    queue_to_all(rack, MESSAGE_DOWN, message, (uint32_t)(sizeof(verdict) + len));
+}
+
 /* The first reason stays. */
 static void go_down(struct shunt_rack *rack, uint32_t rank, const struct shunt_error *why)
 {
@@ -92,6 +113,8 @@ static void go_down(struct shunt_rack *rack, uint32_t rank, const struct shunt_e
         pthread_cond_broadcast(&rack->changed);
     }
     pthread_mutex_unlock(&rack->mutex);
+    if (first && rank != rack->cfg.rank)
+        pass_on(rack, rank, why);
     if (first && rack->callbacks.down)
         rack->callbacks.down(rack->callbacks.ctx, rank, why);
 }
@@ -214,6 +237,21 @@ static void take_failure(struct shunt_rack *rack, uint32_t rank, const char *tex
     go_down(rack, rank, &why);
 }
 
+static void take_verdict(struct shunt_rack *rack, const unsigned char *data, uint32_t bytes)
+{
+    struct verdict verdict;
+    struct shunt_error why;
+
+    if (bytes < sizeof(verdict))
+        return;
+    memcpy(&verdict, data, sizeof(verdict));
+    if (verdict.rank >= rack->cfg.node_count)
+        return;
+    shunt_error_set(&why, verdict.code < 0 ? verdict.code : -EREMOTEIO, "%.*s",
+                    (int)(bytes - sizeof(verdict)), (const char *)data + sizeof(verdict));
+    go_down(rack, verdict.rank, &why);
+}
+
 static void take_goodbye(struct shunt_rack *rack, uint32_t rank, bool orderly)
 {
     struct shunt_error why;
@@ -242,6 +280,9 @@ static void take_frame(struct shunt_rack *rack, uint32_t rank, const struct fram
         return;
     case MESSAGE_GOODBYE:
         take_goodbye(rack, rank, frame->bytes == 1 && data[0] == 1);
+        return;
+    case MESSAGE_DOWN:
+        take_verdict(rack, data, frame->bytes);
         return;
     default:
         if (frame->type >= SHUNT_RACK_MESSAGE_FIRST && rack->callbacks.message)
