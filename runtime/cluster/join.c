@@ -43,7 +43,7 @@ struct joining {
     struct shunt_joined *peers;
     struct shunt_address *addresses; /* [node_count] */
     struct connection *connections;
-    struct pollfd *fds; /* [connection_max + 2] */
+    struct pollfd *fds; /* the listener, cancel_fd, [connection_max], the peers' streams */
     uint32_t connection_max;
     uint32_t missing; /* streams */
     int listen_fd;
@@ -288,6 +288,33 @@ static int report_missing(const struct joining *j, struct shunt_error *err)
         outgoing && j->connect_errno ? ")" : "");
 }
 
+/* Streams of peers that are here, watched until the mesh stands: nobody reads from them yet. */
+static uint32_t watch_joined(struct joining *j, uint32_t n)
+{
+    for (uint32_t r = 0; r < j->cfg->node_count; r++)
+        for (uint32_t s = 0; s < SHUNT_STREAMS; s++)
+            j->fds[n++] = (struct pollfd){.fd = j->peers[r].fds[s], .events = POLLRDHUP};
+    return n;
+}
+
+/* A peer that has gone again would be missed only when its stream is used, and no other may take
+ * its place: the rack cannot form any more. */
+static int check_joined(const struct joining *j, uint32_t first, struct shunt_error *err)
+{
+    for (uint32_t i = 0; i < j->cfg->node_count * SHUNT_STREAMS; i++) {
+        char label[96];
+
+        if (!j->fds[first + i].revents)
+            continue;
+        shunt_join_label(j->cfg, i / SHUNT_STREAMS, label, sizeof(label));
+        return shunt_error_set(err, -ECONNRESET,
+                               "%s is gone before the rack was complete: its process ended (look "
+                               "at its own last message)",
+                               label);
+    }
+    return 0;
+}
+
 /* Fills j->fds; returns their number. *wake_ns is when something is due without any of them. */
 static uint32_t prepare(struct joining *j, int64_t now, int64_t *wake_ns)
 {
@@ -320,22 +347,25 @@ static int run(struct joining *j, struct shunt_error *err)
     while (j->missing > 0) {
         int64_t now = shunt_now_ns();
         struct timespec timeout;
+        uint32_t watched, n;
         int64_t wake_ns;
-        uint32_t n;
+        int rc;
 
         if (now >= j->deadline_ns)
             return report_missing(j, err);
-        n = prepare(j, now, &wake_ns);
+        watched = prepare(j, now, &wake_ns);
+        n = watch_joined(j, watched);
         timeout = shunt_timespec(wake_ns > now ? wake_ns - now : 0);
         if (ppoll(j->fds, n, &timeout, NULL) <= 0)
             continue;
         if (j->fds[1].revents)
             return shunt_error_set(err, -ECANCELED, "told to stop while joining the rack");
+        rc = check_joined(j, watched, err);
+        if (rc)
+            return rc;
         if (j->fds[0].revents)
             accept_one(j);
         for (uint32_t i = 0; i < j->connection_max; i++) {
-            int rc;
-
             if (!j->fds[i + 2].revents || j->fds[i + 2].fd != j->connections[i].fd)
                 continue;
             rc = advance(j, &j->connections[i], err);
@@ -417,7 +447,7 @@ int shunt_join(const struct shunt_rack_config *cfg, struct shunt_joined *peers,
             peers[r].fds[s] = -1;
     j.addresses = calloc(cfg->node_count, sizeof(*j.addresses));
     j.connections = calloc(j.connection_max, sizeof(*j.connections));
-    j.fds = calloc(j.connection_max + 2, sizeof(*j.fds));
+    j.fds = calloc(j.connection_max + 2 + cfg->node_count * SHUNT_STREAMS, sizeof(*j.fds));
     if (!j.addresses || !j.connections || !j.fds) {
         rc = shunt_error_set(err, -ENOMEM, "out of memory to join the rack");
     } else {
