@@ -32,6 +32,21 @@ static int split(const char *text, char *host, size_t host_bytes, const char **p
     return 0;
 }
 
+/* getaddrinfo takes any number and keeps its low 16 bits; a node cannot be found at port 0. */
+static bool is_port(const char *text)
+{
+    uint32_t port = 0;
+
+    for (; *text; text++) {
+        if (*text < '0' || *text > '9')
+            return false;
+        port = port * 10 + (uint32_t)(*text - '0');
+        if (port > 65535)
+            return false;
+    }
+    return port > 0;
+}
+
 int shunt_address_parse(struct shunt_address *address, const char *text, struct shunt_error *err)
 {
     const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
@@ -43,6 +58,11 @@ int shunt_address_parse(struct shunt_address *address, const char *text, struct 
     if (split(text, host, sizeof(host), &port))
         return shunt_error_set(err, -EINVAL,
                                "rack address '%s': expected host:port or [v6-address]:port", text);
+    if (!is_port(port))
+        return shunt_error_set(err, -EINVAL,
+                               "rack address '%s': the port is no number from 1 to "
+                               "65535",
+                               text);
     rc = getaddrinfo(host, port, &hints, &found);
     if (rc)
         return shunt_error_set(err, -EINVAL, "rack address '%s': %s", text, gai_strerror(rc));

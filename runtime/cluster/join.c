@@ -396,6 +396,22 @@ static int resolve(struct joining *j, struct shunt_error *err)
     return 0;
 }
 
+/* Two ranks at one address would wait for each other in vain. */
+static int refuse_twins(const struct joining *j, struct shunt_error *err)
+{
+    for (uint32_t r = 1; r < j->cfg->node_count; r++)
+        for (uint32_t other = 0; other < r; other++) {
+            const struct shunt_address *a = &j->addresses[r], *b = &j->addresses[other];
+
+            if (a->len == b->len && !memcmp(&a->addr, &b->addr, a->len))
+                return shunt_error_set(err, -EINVAL,
+                                       "rack address %s is there twice, as rank %" PRIu32
+                                       " and as rank %" PRIu32 "; give every node its own",
+                                       j->cfg->addresses[r], other, r);
+        }
+    return 0;
+}
+
 static int start_listening(struct joining *j, struct shunt_error *err)
 {
     const struct shunt_rack_config *cfg = j->cfg;
@@ -453,6 +469,8 @@ int shunt_join(const struct shunt_rack_config *cfg, struct shunt_joined *peers,
     } else {
         plan_connections(&j);
         rc = resolve(&j, err);
+        if (!rc)
+            rc = refuse_twins(&j, err);
         if (!rc)
             rc = start_listening(&j, err);
         if (!rc)
