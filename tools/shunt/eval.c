@@ -3,6 +3,7 @@
  * shunt eval: the logits of given ids, and the ids that follow, for checking exactness. Rank 0
  * evaluates; the other nodes of a rack serve.
  */
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -66,21 +67,38 @@ static int bad_id(const char *path, size_t count, const char *word)
     return EXIT_FAILED;
 }
 
+/* Takes the next word, cut to `room`. Return: its true length, 0 at the end. */
+static size_t read_word(FILE *f, char *word, size_t room)
+{
+    size_t len = 0;
+    int c = getc(f);
+
+    while (c != EOF && isspace(c))
+        c = getc(f);
+    for (; c != EOF && !isspace(c); c = getc(f), len++)
+        if (len + 1 < room)
+            word[len] = (char)c;
+    word[len < room ? len : room - 1] = '\0';
+    return len;
+}
+
 static int read_ids(const char *path, struct prompt *p)
 {
     FILE *f = strcmp(path, "-") ? fopen(path, "re") : stdin;
     size_t capacity = 0;
     char word[24];
+    size_t len;
     int rc = 0;
 
     if (!f) {
         complain("%s: %s", path, strerror(errno));
         return EXIT_FAILED;
     }
-    while (!rc && fscanf(f, "%23s", word) == 1) {
+    while ((len = read_word(f, word, sizeof(word))) > 0) {
         uint64_t id;
 
-        if (!parse_count(word, INT32_MAX, &id)) {
+        /* Longer than it reads as: too long, or with a NUL inside. */
+        if (strlen(word) != len || !parse_count(word, INT32_MAX, &id)) {
             rc = bad_id(path, p->id_count, word);
             break;
         }
