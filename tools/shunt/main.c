@@ -25,30 +25,39 @@ void complain_as(uint32_t rank)
     complaining_rank = (int)rank;
 }
 
-/* One write per message: several nodes may complain at a time. */
-void complain(const char *format, ...)
+/* One line, whatever a name or a file has put into it, and one write: several nodes may complain at
+ * a time. */
+static void print_message(const char *format, va_list args)
 {
-    char text[1024];
-    va_list args;
+    char text[8192];
 
-    va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
-    va_end(args);
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = '?';
     if (complaining_rank >= 0)
         fprintf(stderr, "shunt: node %d: %s\n", complaining_rank, text);
     else
         fprintf(stderr, "shunt: %s\n", text);
 }
 
+void complain(const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    print_message(format, args);
+    va_end(args);
+}
+
 int usage_error(const char *command, const char *format, ...)
 {
     va_list args;
 
-    fputs("shunt: ", stderr);
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    print_message(format, args);
     va_end(args);
-    fprintf(stderr, "\ntry: shunt %s --help\n", command);
+    fprintf(stderr, "try: shunt %s --help\n", command);
     return EXIT_USAGE;
 }
 
