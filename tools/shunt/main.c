@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
 
@@ -71,7 +73,33 @@ static void print_help(FILE *out)
     fputs("\nshunt COMMAND --help lists a command's options; man shunt has the rest.\n", out);
 }
 
-int main(int argc, char **argv)
+/* ---- standard streams */
+
+/* A stream that the caller has closed must not become a file of ours: what is written to it fails
+ * instead. */
+static void hold_standard_streams(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+}
+
+/* Results that did not reach standard output are a failure. A reader that has gone away (where
+ * SIGPIPE is ignored) knows it. */
+static int finish_output(int code)
+{
+    bool failed = ferror(stdout) != 0;
+
+    errno = 0;
+    failed |= fflush(stdout) != 0;
+    if (!failed || code != EXIT_DONE)
+        return code;
+    if (errno != EPIPE)
+        complain("standard output: %s", errno ? strerror(errno) : "cannot be written");
+    return EXIT_FAILED;
+}
+
+static int run_command(int argc, char **argv)
 {
     if (argc < 2) {
         print_help(stderr);
@@ -91,4 +119,10 @@ int main(int argc, char **argv)
     complain("there is no command '%s'", argv[1]);
     print_help(stderr);
     return EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    hold_standard_streams();
+    return finish_output(run_command(argc, argv));
 }
