@@ -192,11 +192,13 @@ void print_table(const struct results *r, FILE *out);
 /* Compares ids and digests of every prompt. */
 bool results_equal(const struct results *a, const struct results *b);
 
-/* ---- output.c: files that get their name only when they are whole. Something that is no regular
- * file (a pipe, /dev/stdout) is written in place. */
+/* ---- output.c: files that get their name only when they are whole, and leave nothing behind when a
+ * signal ends the program before. Something that is no regular file (a pipe, /dev/stdout) is written
+ * in place. */
 
 struct output {
     const char *path;
+    char *target;    /* path with links followed; owned */
     char *temporary; /* owned; NULL: in place, or not open */
 };
 /* Return: a descriptor for reading and writing, or -1, said. */

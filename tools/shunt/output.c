@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -8,28 +9,91 @@
 
 #include "cli.h"
 
+/* ---- temporary files end with the process, also when a signal ends it */
+
+#define TEMPORARIES_MAX 4
+
+static const char *volatile temporaries[TEMPORARIES_MAX];
+static volatile pid_t temporaries_owner;
+
+/* The default action follows: the handler is gone once it runs. */
+static void remove_and_die(int number)
+{
+    /* The nodes of a local rack inherit the list, not the files. */
+    for (int i = 0; i < TEMPORARIES_MAX && getpid() == temporaries_owner; i++)
+        if (temporaries[i])
+            unlink(temporaries[i]);
+    raise(number);
+}
+
+static void catch_signals(void)
+{
+    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM, SIGPIPE};
+    const struct sigaction dying = {.sa_handler = remove_and_die,
+                                    .sa_flags = SA_RESETHAND | SA_NODEFER};
+
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        struct sigaction now;
+
+        if (sigaction(numbers[i], NULL, &now) == 0 && now.sa_handler == SIG_DFL)
+            sigaction(numbers[i], &dying, NULL);
+    }
+}
+
+static void remember(const char *temporary)
+{
+    temporaries_owner = getpid();
+    catch_signals();
+    for (int i = 0; i < TEMPORARIES_MAX; i++)
+        if (!temporaries[i]) {
+            temporaries[i] = temporary;
+            return;
+        }
+}
+
+static void forget(const char *temporary)
+{
+    for (int i = 0; i < TEMPORARIES_MAX; i++)
+        if (temporaries[i] == temporary)
+            temporaries[i] = NULL;
+}
+
+/* ---- open */
+
 static int cannot_write(const struct output *o)
 {
     complain("%s: cannot be written: %s", o->path, strerror(errno));
     return -1;
 }
 
-int output_open(struct output *o, const char *path)
+static bool is_standard_output(const struct stat *st)
 {
-    size_t len = strlen(path) + 8;
-    struct stat st;
+    struct stat out;
+
+    return fstat(STDOUT_FILENO, &out) == 0 && out.st_dev == st->st_dev && out.st_ino == st->st_ino;
+}
+
+/* A pipe that nobody reads from is refused, not waited for. */
+static int open_in_place(const struct output *o)
+{
+    int fd = open(o->path, O_WRONLY | O_CLOEXEC | O_NONBLOCK);
+    int flags = fd < 0 ? -1 : fcntl(fd, F_GETFL);
+
+    if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK))
+        return cannot_write(o);
+    return fd;
+}
+
+static int open_temporary(struct output *o)
+{
+    size_t len = strlen(o->target) + 8;
     mode_t mask;
     int fd;
 
-    *o = (struct output){.path = path};
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
-        fd = open(path, O_WRONLY | O_CLOEXEC);
-        return fd < 0 ? cannot_write(o) : fd;
-    }
     o->temporary = malloc(len);
     if (!o->temporary)
         return cannot_write(o);
-    snprintf(o->temporary, len, "%s.XXXXXX", path);
+    snprintf(o->temporary, len, "%s.XXXXXX", o->target);
     fd = mkostemp(o->temporary, O_CLOEXEC);
     if (fd < 0) {
         cannot_write(o);
@@ -37,6 +101,7 @@ int output_open(struct output *o, const char *path)
         o->temporary = NULL;
         return -1;
     }
+    remember(o->temporary);
     /* As any program would have created it. */
     mask = umask(0);
     umask(mask);
@@ -44,22 +109,55 @@ int output_open(struct output *o, const char *path)
     return fd;
 }
 
+int output_open(struct output *o, const char *path)
+{
+    struct stat st;
+    int fd;
+
+    *o = (struct output){.path = path};
+    if (path[0] == '\0') {
+        errno = ENOENT;
+        return cannot_write(o);
+    }
+    if (stat(path, &st) == 0) {
+        if (is_standard_output(&st))
+            return dup(STDOUT_FILENO);
+        if (!S_ISREG(st.st_mode))
+            return open_in_place(o);
+        o->target = realpath(path, NULL); /* a link stays, and what it leads to is replaced */
+    } else {
+        o->target = strdup(path);
+    }
+    fd = o->target ? open_temporary(o) : cannot_write(o);
+    if (fd < 0)
+        output_abandon(o);
+    return fd;
+}
+
+/* ---- the end */
+
 int output_commit(struct output *o)
 {
-    if (o->temporary && rename(o->temporary, o->path)) {
+    if (o->temporary && rename(o->temporary, o->target)) {
         cannot_write(o);
         output_abandon(o);
         return EXIT_FAILED;
     }
+    if (o->temporary)
+        forget(o->temporary);
     free(o->temporary);
-    o->temporary = NULL;
+    free(o->target);
+    o->temporary = o->target = NULL;
     return 0;
 }
 
 void output_abandon(struct output *o)
 {
-    if (o->temporary)
+    if (o->temporary) {
         unlink(o->temporary);
+        forget(o->temporary);
+    }
     free(o->temporary);
-    o->temporary = NULL;
+    free(o->target);
+    o->temporary = o->target = NULL;
 }

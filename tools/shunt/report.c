@@ -132,6 +132,7 @@ int report_write(struct report_file *f, const char *model, const struct results 
     json_object_set_new(o, "sequences", sequences);
     json_object_set_new(o, "identical_to_one_node",
                         r->identical < 0 ? json_null() : json_boolean(r->identical));
+    fflush(stdout); /* the report may go there as well */
     ok = json_dumpf(o, f->file, JSON_INDENT(1)) == 0 && fputc('\n', f->file) != EOF;
     json_decref(o);
     ok &= fflush(f->file) == 0;
