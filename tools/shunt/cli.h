@@ -24,6 +24,7 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 #define NODES_MAX   64
 #define PROMPTS_MAX 256
+#define NOTICES_MAX 8
 
 /* ---- messages */
 
@@ -122,6 +123,8 @@ struct sink {
     void (*token)(void *ctx, uint32_t prompt, int32_t id, const char *text, size_t len);
     void (*end)(void *ctx, const struct outcome *outcome);
     void (*notice)(void *ctx, const char *text);
+    /* The node has failed; `peers`: because of another node. */
+    void (*failure)(void *ctx, bool peers, const char *text);
     void (*summary)(void *ctx, const struct node_summary *summary);
 };
 
@@ -154,6 +157,8 @@ struct pipe_reader {
     int fd;
     unsigned char *bytes;
     size_t len, capacity;
+    char *failure; /* the node's own words, kept for the supervisor to judge; owned */
+    bool peers_failure;
 };
 struct sink pipe_sink(int *fd);
 /* Reads what is there and hands whole frames to `sink`. Return: false at the end of the pipe. */
@@ -173,11 +178,13 @@ struct results {
     uint32_t first_rank; /* of nodes[0]: not 0 where this command is one node of a larger rack */
     int identical;       /* -1: not checked */
     bool labelled;       /* several prompts: lines say whose they are */
-    char *lines[PROMPTS_MAX]; /* text not yet printed, owned */
+    const struct prompt *prompts; /* shown before the first line of text; or NULL */
+    char *lines[PROMPTS_MAX];     /* text not yet printed, owned */
     size_t line_lens[PROMPTS_MAX];
-    bool quiet;  /* no text */
-    bool silent; /* no notices either */
-    char last_notice[512];
+    bool quiet;                     /* no text */
+    bool silent;                    /* no notices either */
+    char notices[NOTICES_MAX][512]; /* each is said once, however many nodes say it */
+    uint32_t notice_count;
 };
 
 void results_init(struct results *r, uint32_t prompt_count, uint32_t node_count);
@@ -192,9 +199,9 @@ void print_table(const struct results *r, FILE *out);
 /* Compares ids and digests of every prompt. */
 bool results_equal(const struct results *a, const struct results *b);
 
-/* ---- output.c: files that get their name only when they are whole, and leave nothing behind when a
- * signal ends the program before. Something that is no regular file (a pipe, /dev/stdout) is written
- * in place. */
+/* ---- output.c: files that get their name only when they are whole, and leave nothing behind when
+ * a signal ends the program before. Something that is no regular file (a pipe, /dev/stdout) is
+ * written in place. */
 
 struct output {
     const char *path;

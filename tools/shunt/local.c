@@ -21,15 +21,16 @@
 #include "cli.h"
 
 /* After one has failed or the user has interrupted, the others may end by themselves; then they are
- * told, then they are killed. */
-#define GRACE_MS 1500
-#define KILL_MS  1000
+ * told, then they are killed: a rack has ended within a second. One that has not met the dead node
+ * yet would wait for it. */
+#define GRACE_MS 400
+#define KILL_MS  400
 
 struct child {
     pid_t pid; /* 0: ended */
     int listen_fd;
     struct pipe_reader pipe;
-    int code;
+    int killed_by; /* a signal that was not the supervisor's; 0: none */
 };
 
 struct local_rack {
@@ -45,6 +46,7 @@ struct local_rack {
     int code;            /* of the run: the first that is not EXIT_DONE */
     int64_t deadline_ms; /* for the next push to those that are left; 0: none */
     bool told;
+    bool interrupted;
 };
 
 static int64_t now_ms(void)
@@ -166,9 +168,8 @@ static void reap(struct local_rack *r)
         c->pid = 0;
         r->alive--;
         if (WIFSIGNALED(status)) {
-            if (r->code == EXIT_DONE)
-                complain("node %u was killed by signal %d (%s)", i, WTERMSIG(status),
-                         strsignal(WTERMSIG(status)));
+            if (!r->told)
+                c->killed_by = WTERMSIG(status);
             note_failure(r, EXIT_FAILED);
         } else if (WEXITSTATUS(status) != EXIT_DONE) {
             note_failure(r, WEXITSTATUS(status));
@@ -183,6 +184,7 @@ static void take_signals(struct local_rack *r)
     while (read(r->signal_fd, &info, sizeof(info)) == sizeof(info)) {
         if (info.ssi_signo == SIGCHLD)
             continue;
+        r->interrupted = true;
         note_failure(r, EXIT_INTERRUPTED);
         signal_all(r, SIGTERM); /* those of another terminal or group have not seen it */
     }
@@ -213,6 +215,41 @@ static void supervise(struct local_rack *r)
     for (uint32_t i = 0; i < r->count; i++)
         while (r->children[i].pipe.fd >= 0 && pipe_read(&r->children[i].pipe, r->sink))
             ;
+}
+
+/* ---- what went wrong, in one line: most nodes of a rack that ends only say that it has ended, and
+ * what all of them refuse each says for itself */
+
+/* Return: the node whose words say it best; r->count: none has said anything. */
+static uint32_t first_failure(const struct local_rack *r, bool peers)
+{
+    uint32_t i = 0;
+
+    while (i < r->count &&
+           (!r->children[i].pipe.failure || r->children[i].pipe.peers_failure != peers))
+        i++;
+    return i;
+}
+
+static void say_failure(const struct local_rack *r)
+{
+    uint32_t i = first_failure(r, false);
+    bool killed = false;
+
+    if (r->interrupted)
+        return;
+    for (uint32_t n = 0; n < r->count; n++) {
+        const struct child *c = &r->children[n];
+
+        if (c->killed_by)
+            complain("node %u was killed by signal %d (%s)", n, c->killed_by,
+                     strsignal(c->killed_by));
+        killed |= c->killed_by != 0;
+    }
+    if (i == r->count && !killed)
+        i = first_failure(r, true);
+    if (i < r->count)
+        complain("%s", r->children[i].pipe.failure);
 }
 
 /* What /proc/meminfo calls available; 0 when it does not say. */
@@ -268,6 +305,7 @@ int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink
         if (r.children[i].listen_fd >= 0)
             close(r.children[i].listen_fd);
     supervise(&r);
+    say_failure(&r);
     for (uint32_t i = 0; i < nodes; i++)
         pipe_reader_fini(&r.children[i].pipe);
     close(r.signal_fd);

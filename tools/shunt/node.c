@@ -43,6 +43,29 @@ static uint32_t own_prompts(const struct node_job *job)
     return count;
 }
 
+/* ---- failures */
+
+/* What a node of another process has brought upon this one. */
+static bool is_peers(int code)
+{
+    return code == -EREMOTEIO || code == -ESHUTDOWN || code == -ECONNRESET || code == -EPIPE ||
+           code == -ETIMEDOUT;
+}
+
+static int failed(const struct node *n, int code, const char *text)
+{
+    n->sink->failure(n->sink->ctx, is_peers(code), text);
+    return EXIT_FAILED;
+}
+
+static int prompt_failed(const struct node *n, uint32_t index, const char *why)
+{
+    char text[sizeof(((struct shunt_error *)NULL)->text) + 32];
+
+    snprintf(text, sizeof(text), "prompt %u: %s", index, why);
+    return failed(n, 0, text);
+}
+
 /* ---- signals: taken from a descriptor, so that an interrupt is an event like the others */
 
 static int block_signals(struct node *n)
@@ -97,10 +120,8 @@ static int tokenize(struct node *n, struct prompt *p, uint32_t index)
                 shunt_tokenize(n->model, p->text, len, SHUNT_TOKENIZE_SPECIAL | SHUNT_TOKENIZE_BOS,
                                p->ids, p->id_count, &err);
     }
-    if (count < 0 || !p->ids) {
-        complain("prompt %u: %s", index, count < 0 ? err.text : "out of memory");
-        return EXIT_FAILED;
-    }
+    if (count < 0 || !p->ids)
+        return prompt_failed(n, index, count < 0 ? err.text : "out of memory");
     return 0;
 }
 
@@ -125,6 +146,7 @@ static int submit_all(struct node *n)
         const struct prompt *p = &n->job->prompts[i];
         struct shunt_request r;
         struct shunt_error err;
+        int rc;
 
         if (!is_mine(n->job, i))
             continue;
@@ -140,10 +162,11 @@ static int submit_all(struct node *n)
         r.stop = s->stops;
         r.stop_count = s->stop_count;
         r.logits = p->logits;
-        if (shunt_submit(n->engine, &r, &n->ids[i], &err)) {
-            complain("prompt %u: %s", i, err.text);
-            return EXIT_FAILED;
-        }
+        rc = shunt_submit(n->engine, &r, &n->ids[i], &err);
+        if (rc == -EPIPE)
+            return 0; /* the event that waits says why */
+        if (rc)
+            return prompt_failed(n, i, err.text);
         n->waiting++;
     }
     return 0;
@@ -221,10 +244,7 @@ static int take_event(struct node *n, const struct shunt_event *event)
         return -1;
     case SHUNT_EVENT_RACK_DOWN:
         clear_progress(n);
-        if (event->error == 0)
-            return EXIT_DONE;
-        complain("%s", event->text);
-        return EXIT_FAILED;
+        return event->error ? failed(n, event->error, event->text) : EXIT_DONE;
     }
     return -1;
 }
@@ -239,10 +259,8 @@ static int serve(struct node *n)
         struct shunt_error err;
         int rc = shunt_poll(n->engine, 0, &event, 0, &err);
 
-        if (rc < 0) {
-            complain("%s", err.text);
-            return EXIT_FAILED;
-        }
+        if (rc < 0)
+            return failed(n, rc, err.text);
         if (rc == 1) {
             int code = take_event(n, &event);
 
@@ -309,8 +327,7 @@ static int open_and_serve(struct node *n)
     if (shunt_open(&n->engine, n->model, &cfg, &err)) {
         if (err.code == -ECANCELED)
             return EXIT_INTERRUPTED;
-        complain("%s", err.text);
-        return EXIT_FAILED;
+        return failed(n, err.code, err.text);
     }
     rc = submit_all(n);
     if (!rc)
@@ -332,8 +349,7 @@ int run_node(const struct node_job *job, const struct sink *sink)
         complain("signalfd: %s", strerror(errno));
         rc = EXIT_FAILED;
     } else if (shunt_model_open(&n.model, job->model, &err)) {
-        complain("%s", err.text);
-        rc = EXIT_FAILED;
+        rc = failed(&n, err.code, err.text);
     } else {
         rc = open_and_serve(&n);
         shunt_model_close(n.model);
@@ -380,6 +396,13 @@ static void say_notice(void *ctx, const char *text)
     complain("%s", text);
 }
 
+static void say_failure(void *ctx, bool peers, const char *text)
+{
+    (void)ctx;
+    (void)peers;
+    complain("%s", text);
+}
+
 static void ignore_summary(void *ctx, const struct node_summary *summary)
 {
     (void)ctx;
@@ -388,8 +411,11 @@ static void ignore_summary(void *ctx, const struct node_summary *summary)
 
 int cmd_node(int argc, char **argv)
 {
-    const struct sink sink = {
-        .token = ignore_token, .end = ignore_end, .notice = say_notice, .summary = ignore_summary};
+    const struct sink sink = {.token = ignore_token,
+                              .end = ignore_end,
+                              .notice = say_notice,
+                              .failure = say_failure,
+                              .summary = ignore_summary};
     struct node_command c;
     int rc;
 

@@ -196,17 +196,6 @@ static int verify(const struct run_command *c, struct results *r)
     return rc;
 }
 
-static void print_prompts(const struct run_command *c, uint32_t nodes)
-{
-    for (uint32_t i = 0; i < c->prompt_count; i++) {
-        const char *text = c->prompts[i].text;
-        int len = (int)strcspn(text, "\n");
-
-        printf("[%u] prompt: %.*s%s\n", i % nodes, len, text, text[len] ? " ..." : "");
-    }
-    fflush(stdout);
-}
-
 static int run_all(struct run_command *c, struct report_file *report)
 {
     uint32_t nodes = c->engine.nodes ? c->engine.nodes : 1;
@@ -223,8 +212,7 @@ static int run_all(struct run_command *c, struct report_file *report)
     } else if (c->engine.nodes) {
         share_machine(&job.cfg, nodes);
         job.deal = true;
-        if (r.labelled)
-            print_prompts(c, nodes);
+        r.prompts = r.labelled ? c->prompts : NULL;
         rc = run_local_rack(&job, nodes, &sink);
     } else {
         rc = run_node(&job, &sink);

@@ -68,6 +68,19 @@ static size_t line_end(const char *text, size_t len, size_t *skip)
     return len;
 }
 
+/* When the first text comes: a run that fails before has printed nothing. */
+static void print_prompts(struct results *r)
+{
+    for (uint32_t i = 0; r->prompts && i < r->prompt_count; i++) {
+        const char *text = r->prompts[i].text;
+        int len = (int)strcspn(text, "\n");
+
+        printf("[%u] prompt: %.*s%s\n", i % r->node_count, len, text, text[len] ? " ..." : "");
+    }
+    r->prompts = NULL;
+    fflush(stdout);
+}
+
 static void add_text(struct results *r, uint32_t prompt, const char *text, size_t len)
 {
     char *grown = realloc(r->lines[prompt], r->line_lens[prompt] + len + 1);
@@ -99,7 +112,10 @@ static void take_token(void *ctx, uint32_t prompt, int32_t id, const char *text,
         grown[r->token_counts[prompt]++] = id;
         r->tokens[prompt] = grown;
     }
-    if (r->quiet || len == 0)
+    if (r->quiet)
+        return;
+    print_prompts(r);
+    if (len == 0)
         return;
     if (r->labelled) {
         add_text(r, prompt, text, len);
@@ -120,6 +136,7 @@ static void take_end(void *ctx, const struct outcome *outcome)
     r->ended[p] = true;
     if (r->quiet)
         return;
+    print_prompts(r);
     if (!r->labelled)
         putchar('\n');
     else if (r->line_lens[p] > 0)
@@ -132,9 +149,20 @@ static void take_notice(void *ctx, const char *text)
 {
     struct results *r = ctx;
 
-    if (r->silent || !strcmp(text, r->last_notice))
+    for (uint32_t i = 0; i < r->notice_count; i++)
+        if (!strcmp(r->notices[i], text))
+            return;
+    if (r->silent)
         return;
-    snprintf(r->last_notice, sizeof(r->last_notice), "%s", text);
+    if (r->notice_count < NOTICES_MAX)
+        snprintf(r->notices[r->notice_count++], sizeof(r->notices[0]), "%s", text);
+    complain("%s", text);
+}
+
+static void take_failure(void *ctx, bool peers, const char *text)
+{
+    (void)ctx;
+    (void)peers;
     complain("%s", text);
 }
 
@@ -155,6 +183,7 @@ struct sink results_sink(struct results *r)
                          .token = take_token,
                          .end = take_end,
                          .notice = take_notice,
+                         .failure = take_failure,
                          .summary = take_summary};
 }
 

@@ -10,7 +10,7 @@
 
 #include "cli.h"
 
-enum { FRAME_TOKEN = 1, FRAME_END, FRAME_NOTICE, FRAME_SUMMARY };
+enum { FRAME_TOKEN = 1, FRAME_END, FRAME_NOTICE, FRAME_FAILURE, FRAME_SUMMARY };
 
 struct frame {
     uint32_t type;
@@ -68,6 +68,11 @@ static void send_notice(void *ctx, const char *text)
     write_frame(ctx, FRAME_NOTICE, text, strlen(text) + 1, NULL, 0);
 }
 
+static void send_failure(void *ctx, bool peers, const char *text)
+{
+    write_frame(ctx, FRAME_FAILURE, &peers, sizeof(peers), text, strlen(text) + 1);
+}
+
 static void send_summary(void *ctx, const struct node_summary *summary)
 {
     write_frame(ctx, FRAME_SUMMARY, summary, sizeof(*summary), NULL, 0);
@@ -79,12 +84,20 @@ struct sink pipe_sink(int *fd)
                          .token = send_token,
                          .end = send_end,
                          .notice = send_notice,
+                         .failure = send_failure,
                          .summary = send_summary};
 }
 
 /* ---- the supervisor's side */
 
-static void take_frame(const struct frame *frame, const unsigned char *data,
+static void keep_failure(struct pipe_reader *r, const unsigned char *data)
+{
+    free(r->failure);
+    memcpy(&r->peers_failure, data, sizeof(r->peers_failure));
+    r->failure = strdup((const char *)data + sizeof(r->peers_failure));
+}
+
+static void take_frame(struct pipe_reader *r, const struct frame *frame, const unsigned char *data,
                        const struct sink *sink)
 {
     struct token_frame token;
@@ -104,6 +117,9 @@ static void take_frame(const struct frame *frame, const unsigned char *data,
     case FRAME_NOTICE:
         sink->notice(sink->ctx, (const char *)data);
         break;
+    case FRAME_FAILURE:
+        keep_failure(r, data);
+        break;
     case FRAME_SUMMARY:
         memcpy(&summary, data, sizeof(summary));
         sink->summary(sink->ctx, &summary);
@@ -121,7 +137,7 @@ static void take_frames(struct pipe_reader *r, const struct sink *sink)
         memcpy(&frame, r->bytes + at, sizeof(frame));
         if (r->len - at - sizeof(frame) < frame.bytes)
             break;
-        take_frame(&frame, r->bytes + at + sizeof(frame), sink);
+        take_frame(r, &frame, r->bytes + at + sizeof(frame), sink);
         at += sizeof(frame) + frame.bytes;
     }
     memmove(r->bytes, r->bytes + at, r->len - at);
@@ -154,4 +170,5 @@ void pipe_reader_fini(struct pipe_reader *r)
     if (r->fd >= 0)
         close(r->fd);
     free(r->bytes);
+    free(r->failure);
 }
