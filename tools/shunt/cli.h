@@ -37,6 +37,15 @@ void complain_as(uint32_t rank);
 /* The same, and "try shunt COMMAND --help"; returns EXIT_USAGE. */
 int usage_error(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* ---- told to stop: signals are read from a descriptor (node.c, local.c), so a write to a terminal
+ * or pipe that takes no more must look at it as well */
+
+extern int stop_fd;   /* readable when the user has interrupted and nobody has read it; or -1 */
+extern bool stopping; /* it has been read */
+
+/* Waits until standard output takes a line. Return: false when told to stop meanwhile. */
+bool wait_for_stdout(void);
+
 /* ---- options.c */
 
 struct engine_options {

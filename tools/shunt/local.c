@@ -41,7 +41,8 @@ struct local_rack {
     struct child children[NODES_MAX];
     char addresses[NODES_MAX][32];
     const char *rack[NODES_MAX];
-    int signal_fd;
+    int signal_fd; /* interrupts */
+    int child_fd;  /* SIGCHLD, which is no reason to stop */
     sigset_t signals_before;
     int code;            /* of the run: the first that is not EXIT_DONE */
     int64_t deadline_ms; /* for the next push to those that are left; 0: none */
@@ -87,6 +88,8 @@ static int be_node(struct local_rack *r, uint32_t rank, int pipe_fd, pid_t super
     if (getppid() != supervisor)
         return EXIT_FAILED;
     close(r->signal_fd);
+    close(r->child_fd);
+    stop_fd = -1;
     sigprocmask(SIG_SETMASK, &r->signals_before, NULL);
     signal(SIGPIPE, SIG_IGN);
     for (uint32_t i = 0; i < r->count; i++) {
@@ -181,10 +184,10 @@ static void take_signals(struct local_rack *r)
 {
     struct signalfd_siginfo info;
 
+    while (read(r->child_fd, &info, sizeof(info)) == sizeof(info))
+        ; /* reap looks for itself */
     while (read(r->signal_fd, &info, sizeof(info)) == sizeof(info)) {
-        if (info.ssi_signo == SIGCHLD)
-            continue;
-        r->interrupted = true;
+        r->interrupted = stopping = true;
         note_failure(r, EXIT_INTERRUPTED);
         signal_all(r, SIGTERM); /* those of another terminal or group have not seen it */
     }
@@ -193,7 +196,7 @@ static void take_signals(struct local_rack *r)
 static void supervise(struct local_rack *r)
 {
     while (r->alive > 0) {
-        struct pollfd fds[NODES_MAX + 1];
+        struct pollfd fds[NODES_MAX + 2];
         uint32_t open = 0;
 
         for (uint32_t i = 0; i < r->count; i++) {
@@ -201,7 +204,8 @@ static void supervise(struct local_rack *r)
             open += fds[i].fd >= 0;
         }
         fds[r->count] = (struct pollfd){.fd = r->signal_fd, .events = POLLIN};
-        poll(fds, r->count + 1, r->deadline_ms || open == 0 ? 50 : 500);
+        fds[r->count + 1] = (struct pollfd){.fd = r->child_fd, .events = POLLIN};
+        poll(fds, r->count + 2, r->deadline_ms || open == 0 ? 50 : 500);
         take_signals(r);
         for (uint32_t i = 0; i < r->count; i++)
             if (fds[i].revents && !pipe_read(&r->children[i].pipe, r->sink)) {
@@ -278,21 +282,38 @@ void share_machine(struct shunt_config *cfg, uint32_t nodes)
         cfg->memory_bytes = available_memory() / nodes / 10 * 9;
 }
 
-int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink *sink)
+static void block_signals(struct local_rack *r)
 {
-    struct local_rack r = {.job = job, .sink = sink, .count = nodes};
-    sigset_t set;
-    int rc = 0;
+    sigset_t set, child;
 
-    for (uint32_t i = 0; i < nodes; i++)
-        r.children[i].pipe.fd = r.children[i].listen_fd = -1;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &set, &r.signals_before);
-    r.signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    sigprocmask(SIG_BLOCK, &set, &r->signals_before);
+    sigprocmask(SIG_BLOCK, &child, NULL);
+    r->signal_fd = stop_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    r->child_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static void unblock_signals(const struct local_rack *r)
+{
+    stop_fd = -1;
+    close(r->signal_fd);
+    close(r->child_fd);
+    sigprocmask(SIG_SETMASK, &r->signals_before, NULL);
+}
+
+int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink *sink)
+{
+    struct local_rack r = {.job = job, .sink = sink, .count = nodes};
+    int rc = 0;
+
+    for (uint32_t i = 0; i < nodes; i++)
+        r.children[i].pipe.fd = r.children[i].listen_fd = -1;
+    block_signals(&r);
     for (uint32_t i = 0; i < nodes && !rc; i++)
         rc = listen_on_any_port(&r, i);
     for (uint32_t i = 0; i < nodes && !rc; i++)
@@ -308,7 +329,6 @@ int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink
     say_failure(&r);
     for (uint32_t i = 0; i < nodes; i++)
         pipe_reader_fini(&r.children[i].pipe);
-    close(r.signal_fd);
-    sigprocmask(SIG_SETMASK, &r.signals_before, NULL);
+    unblock_signals(&r);
     return r.code;
 }

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli.h"
 
@@ -74,6 +76,25 @@ static void print_help(FILE *out)
 }
 
 /* ---- standard streams */
+
+int stop_fd = -1;
+bool stopping;
+
+bool wait_for_stdout(void)
+{
+    struct pollfd fds[2] = {{.fd = STDOUT_FILENO, .events = POLLOUT},
+                            {.fd = stop_fd, .events = POLLIN}};
+
+    while (stop_fd >= 0 && !stopping) {
+        if (poll(fds, 2, -1) < 0 && errno != EINTR)
+            break;
+        if (fds[0].revents)
+            break;
+        if (fds[1].revents)
+            return false;
+    }
+    return !stopping;
+}
 
 /* A stream that the caller has closed must not become a file of ours: what is written to it fails
  * instead. */

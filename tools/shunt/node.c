@@ -78,6 +78,7 @@ static int block_signals(struct node *n)
     sigaddset(&set, SIGHUP);
     sigprocmask(SIG_BLOCK, &set, &n->signals_before);
     n->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    stop_fd = n->signal_fd;
     return n->signal_fd < 0 ? -errno : 0;
 }
 
@@ -88,6 +89,7 @@ static void unblock_signals(struct node *n)
     /* What was taken note of is not delivered once more. */
     while (n->signal_fd >= 0 && read(n->signal_fd, &info, sizeof(info)) > 0)
         ;
+    stop_fd = -1;
     if (n->signal_fd >= 0)
         close(n->signal_fd);
     sigprocmask(SIG_SETMASK, &n->signals_before, NULL);

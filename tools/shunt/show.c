@@ -32,7 +32,7 @@ void results_fini(struct results *r)
 
 static void print_line(const struct results *r, uint32_t prompt, const char *text, size_t len)
 {
-    if (len == 0)
+    if (len == 0 || !wait_for_stdout())
         return; /* a blank line of one text is noise between the lines of others */
     if (r->prompt_count > r->node_count)
         printf("[%u.%u] %.*s\n", prompt % r->node_count, prompt / r->node_count, (int)len, text);
@@ -75,6 +75,8 @@ static void print_prompts(struct results *r)
         const char *text = r->prompts[i].text;
         int len = (int)strcspn(text, "\n");
 
+        if (!wait_for_stdout())
+            return;
         printf("[%u] prompt: %.*s%s\n", i % r->node_count, len, text, text[len] ? " ..." : "");
     }
     r->prompts = NULL;
@@ -119,7 +121,7 @@ static void take_token(void *ctx, uint32_t prompt, int32_t id, const char *text,
         return;
     if (r->labelled) {
         add_text(r, prompt, text, len);
-    } else {
+    } else if (wait_for_stdout()) {
         fwrite(text, 1, len, stdout);
         fflush(stdout);
     }
