@@ -28,6 +28,8 @@ void shunt_hello_refuse(struct shunt_hello *hello, const struct shunt_error *why
 {
     hello->flags |= SHUNT_HELLO_REFUSED;
     snprintf(hello->text, sizeof(hello->text), "%.*s", (int)sizeof(hello->text) - 1, why->text);
+    if (strlen(why->text) >= sizeof(hello->text))
+        memcpy(hello->text + sizeof(hello->text) - 4, "...", 4);
 }
 
 bool shunt_hello_is_one(const struct shunt_hello *hello)
