@@ -214,6 +214,7 @@ static int load(struct shunt_model *m, const char *path, struct shunt_error *err
 
     if (rc)
         return rc;
+    m->startup_bytes = m->file.probed_bytes;
     rc = read_header(m, err);
     if (rc)
         return rc;

@@ -34,7 +34,7 @@ static void query_alignment(struct shunt_file *file)
 }
 
 /* Some file systems accept the flag and refuse the read. */
-static bool direct_read_works(const struct shunt_file *file)
+static bool direct_read_works(struct shunt_file *file)
 {
     void *buf;
     ssize_t n;
@@ -43,6 +43,8 @@ static bool direct_read_works(const struct shunt_file *file)
         return false;
     n = pread(file->fd, buf, shunt_align_up(1, file->off_align), 0);
     free(buf);
+    if (n > 0)
+        file->probed_bytes = shunt_align_up(n, file->off_align);
     return n >= 0;
 }
 

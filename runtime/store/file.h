@@ -19,7 +19,8 @@ struct shunt_file {
     uint32_t off_align; /* offsets and lengths of reads, power of 2; 1 when buffered */
     uint32_t mem_align; /* addresses of read buffers, power of 2; 1 when buffered */
     uint64_t bytes;
-    dev_t dev; /* with ino, bytes and mtime: which file this was */
+    uint64_t probed_bytes; /* asked of the file system to see whether O_DIRECT works */
+    dev_t dev;             /* with ino, bytes and mtime: which file this was */
     ino_t ino;
     int64_t mtime_ns;
     char *path; /* owned */

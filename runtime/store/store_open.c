@@ -19,6 +19,7 @@ static int open_file(struct shunt_store *store, const struct shunt_store_config 
 
     if (rc)
         return rc;
+    store->counters.bytes_startup = store->file.probed_bytes;
     if (!shunt_file_same(&store->file, &cfg->model->file))
         return shunt_error_set(err, -ESTALE, "%s was changed or replaced after it was opened",
                                path);
