@@ -150,6 +150,17 @@ static void peer_gone(struct shunt_rack *rack, uint32_t rank, int code, const ch
     go_down(rack, rank, &why);
 }
 
+/* The stream broke: how depends on what was under way when the peer's process ended. */
+static void stream_broke(struct shunt_rack *rack, uint32_t rank, int error)
+{
+    if (error == 0 || error == ECONNRESET || error == EPIPE)
+        peer_gone(rack, rank, -ECONNRESET,
+                  "its process ended without leaving the rack (look at its own last message, or "
+                  "for the kernel's out-of-memory killer)");
+    else
+        peer_gone(rack, rank, -error, strerror(error));
+}
+
 /* ---- sending */
 
 static int queue_frame(struct shunt_rack *rack, uint32_t rank, uint32_t type, const void *data,
@@ -221,7 +232,7 @@ static bool flush_peer(struct shunt_rack *rack, uint32_t rank)
     more = p->out_begin < p->out_end;
     pthread_mutex_unlock(&rack->mutex);
     if (error && error != EAGAIN && error != EINTR) {
-        peer_gone(rack, rank, -error, strerror(error));
+        stream_broke(rack, rank, error);
         return false;
     }
     return more;
@@ -321,14 +332,8 @@ static void receive(struct shunt_rack *rack, uint32_t rank)
 
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
-        if (n < 0) {
-            peer_gone(rack, rank, -errno, strerror(errno));
-            return;
-        }
-        if (n == 0) {
-            peer_gone(rack, rank, -ECONNRESET,
-                      "its process ended without leaving the rack (look at its own last message, "
-                      "or for the kernel's out-of-memory killer)");
+        if (n <= 0) {
+            stream_broke(rack, rank, n < 0 ? errno : 0);
             return;
         }
         p->heard_ns = shunt_now_ns();
