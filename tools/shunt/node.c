@@ -307,16 +307,56 @@ static void summarize(struct node *n)
     snprintf(s.io, sizeof(s.io), "%s", s.stats.io);
     snprintf(s.transport, sizeof(s.transport), "%s", s.stats.transport);
     snprintf(s.model_name, sizeof(s.model_name), "%s", info.name);
+    s.stats.memory_limit_bytes = n->job->cfg.memory_bytes;
     s.vm_hwm_bytes = peak_memory();
     n->sink->summary(n->sink->ctx, &s);
+}
+
+/* Logits lie in memory of ours, which counts as the engine's does. Return: 0 or EXIT_FAILED. */
+static int reserve_logits(const struct node *n, struct shunt_config *cfg)
+{
+    struct shunt_model_info info = {.size = sizeof(info)};
+    uint64_t bytes = 0;
+    char text[160];
+
+    shunt_model_get_info(n->model, &info);
+    for (uint32_t i = 0; i < n->job->prompt_count; i++)
+        if (is_mine(n->job, i) && n->job->prompts[i].logits)
+            bytes += n->job->prompts[i].id_count * info.vocab_count * sizeof(float);
+    if (cfg->memory_bytes == 0 || bytes < cfg->memory_bytes) {
+        cfg->memory_bytes -= cfg->memory_bytes ? bytes : 0;
+        return 0;
+    }
+    snprintf(text, sizeof(text),
+             "the logits alone take %.0f MiB, and --memory is %.0f; raise it, or give fewer ids",
+             (double)bytes / (1 << 20), (double)cfg->memory_bytes / (1 << 20));
+    return failed(n, -ENOMEM, text);
+}
+
+static int open_engine(struct node *n, const struct shunt_config *cfg)
+{
+    const double logits = (double)(n->job->cfg.memory_bytes - cfg->memory_bytes) / (1 << 20);
+    struct shunt_error err;
+    char text[sizeof(err.text) + 64];
+
+    if (shunt_open(&n->engine, n->model, cfg, &err) == 0)
+        return 0;
+    if (err.code == -ECANCELED)
+        return EXIT_INTERRUPTED;
+    snprintf(text, sizeof(text), "%s", err.text);
+    if (err.code == -ENOMEM && logits > 0)
+        snprintf(text, sizeof(text), "%s (besides %.0f for the logits)", err.text, logits);
+    return failed(n, err.code, text);
 }
 
 static int open_and_serve(struct node *n)
 {
     struct shunt_config cfg = n->job->cfg;
     uint32_t prompts = own_prompts(n->job);
-    struct shunt_error err;
     int rc = tokenize_all(n);
+
+    if (!rc)
+        rc = reserve_logits(n, &cfg);
 
     if (rc) {
         if (cfg.listen_fd >= 0)
@@ -326,11 +366,9 @@ static int open_and_serve(struct node *n)
     cfg.serve_only = prompts == 0;
     cfg.sequences_max = prompts ? prompts : 1;
     cfg.cancel_fd = n->signal_fd;
-    if (shunt_open(&n->engine, n->model, &cfg, &err)) {
-        if (err.code == -ECANCELED)
-            return EXIT_INTERRUPTED;
-        return failed(n, err.code, err.text);
-    }
+    rc = open_engine(n, &cfg);
+    if (rc)
+        return rc;
     rc = submit_all(n);
     if (!rc)
         rc = serve(n);
