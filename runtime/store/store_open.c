@@ -110,9 +110,11 @@ static int open_io(struct shunt_store *store, const struct shunt_store_config *c
     int rc;
 
     store->ops = cfg->io ? cfg->io : &shunt_io_uring;
-    rc = store->ops->open(&store->io, &io_cfg, cfg->io ? err : &why);
-    if (rc == 0 || cfg->io)
-        return rc;
+    rc = store->ops->open(&store->io, &io_cfg, &why);
+    if (rc == 0)
+        return 0;
+    if (cfg->io)
+        return shunt_error_set(err, rc, "%s; use --io auto", why.text);
     shunt_notify_say(&cfg->notify, "%s; experts are read by a pool of threads instead", why.text);
     store->ops = &shunt_io_pread;
     return store->ops->open(&store->io, &io_cfg, err);
