@@ -49,6 +49,7 @@ struct joining {
     int listen_fd;
     int64_t deadline_ns;
     int connect_errno; /* of the last attempt that failed */
+    int socket_errno;  /* this node cannot have another socket; 0: it can */
 };
 
 void shunt_join_label(const struct shunt_rack_config *cfg, uint32_t rank, char *label, size_t bytes)
@@ -80,7 +81,7 @@ static void start_connecting(struct joining *j, struct connection *c)
 
     c->fd = socket(a->addr.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (c->fd < 0) {
-        retry_later(j, c, errno);
+        j->socket_errno = errno;
         return;
     }
     shunt_hello_fill(&c->out, j->cfg, c->stream);
@@ -245,6 +246,9 @@ static void accept_one(struct joining *j)
 {
     int fd = accept4(j->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
+    /* Whatever else goes wrong is the matter of whoever wanted to connect. */
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
+        j->socket_errno = errno;
     if (fd < 0)
         return;
     for (uint32_t i = 0; i < j->connection_max; i++) {
@@ -351,12 +355,19 @@ static int run(struct joining *j, struct shunt_error *err)
         int64_t wake_ns;
         int rc;
 
+        if (j->socket_errno)
+            return shunt_error_set(err, -j->socket_errno,
+                                   "no room for the connections of the rack: %s; raise ulimit -n",
+                                   strerror(j->socket_errno));
         if (now >= j->deadline_ns)
             return report_missing(j, err);
         watched = prepare(j, now, &wake_ns);
         n = watch_joined(j, watched);
         timeout = shunt_timespec(wake_ns > now ? wake_ns - now : 0);
-        if (ppoll(j->fds, n, &timeout, NULL) <= 0)
+        rc = ppoll(j->fds, n, &timeout, NULL);
+        if (rc < 0 && errno != EINTR)
+            j->socket_errno = errno; /* EINVAL: more than the process may have open */
+        if (rc <= 0)
             continue;
         if (j->fds[1].revents)
             return shunt_error_set(err, -ECANCELED, "told to stop while joining the rack");

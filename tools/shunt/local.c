@@ -320,6 +320,7 @@ int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink
         rc = start_node(&r, i);
     if (rc) {
         r.code = rc;
+        r.told = true;
         signal_all(&r, SIGKILL);
     }
     for (uint32_t i = 0; i < nodes; i++)
