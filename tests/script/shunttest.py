@@ -28,6 +28,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -144,6 +145,10 @@ def seconds_to_end(pids, act, timeout=20):
             os.close(fd)
 
 
+def words(args):
+    return ' '.join(os.fsdecode(a) for a in args[1:])[:300]
+
+
 class Result:
     def __init__(self, args, code, out, err, seconds):
         self.args, self.code, self.raw, self.err, self.seconds = args, code, out, err, seconds
@@ -153,7 +158,7 @@ class Result:
         return self.raw.decode('utf-8', 'replace')
 
     def __str__(self):
-        return (f'{" ".join(self.args[1:])[:300]}\n  exit {self.code} after {self.seconds:.2f} s\n'
+        return (f'{words(self.args)}\n  exit {self.code} after {self.seconds:.2f} s\n'
                 f'  stdout: {self.out[-600:]!r}\n  stderr: {self.err[-1500:]!r}')
 
 
@@ -185,6 +190,9 @@ class Process:
         wait_until(lambda: len(children_of(self.pid)) == count, f'{count} nodes of {self.pid}')
         return children_of(self.pid)
 
+    def nodes_now(self):
+        return children_of(self.pid)
+
     def wait_output(self, text, timeout=DEADLINE, where='out'):
         def seen():
             check(self.running() or text in self.text(where),
@@ -207,7 +215,7 @@ class Process:
                 code = self.popen.wait(timeout)
             except subprocess.TimeoutExpired:
                 self.end()
-                raise Failure(f'still running after {timeout} s: {" ".join(self.args[1:])}\n'
+                raise Failure(f'still running after {timeout} s: {words(self.args)}\n'
                               f'  stderr: {self.err()[-1500:]!r}') from None
             self.result = Result(self.args, code, self.out(), self.err(),
                                  time.monotonic() - self.begin)
@@ -220,6 +228,57 @@ class Process:
                 if pid != self.pid or self.popen.poll() is None:
                     os.kill(pid, signal.SIGKILL)
         self.popen.wait()
+
+
+# ---- watching a run from outside
+
+class Watch(threading.Thread):
+    """The highest VmHWM of each process while it lives, and bytes of a file in the page cache."""
+
+    def __init__(self, pids, path=None):
+        super().__init__()
+        self.pids, self.path = pids, path
+        self.peaks, self.cached, self.done = {}, 0, threading.Event()
+
+    def run(self):
+        while not self.done.wait(0.005):
+            for pid in self.pids():
+                with contextlib.suppress(OSError):
+                    peak = proc_status(pid, 'VmHWM') + proc_status(pid, 'HugetlbPages')
+                    self.peaks[pid] = max(peak, self.peaks.get(pid, 0))
+            if self.path:
+                self.cached = max(self.cached, cached_bytes(self.path))
+
+    def stop(self):
+        self.done.set()
+        self.join()
+
+
+@contextlib.contextmanager
+def watch(pids, path=None):
+    watcher = Watch(pids, path)
+    watcher.start()
+    try:
+        yield watcher
+    finally:
+        watcher.stop()
+
+
+def cached_bytes(path):
+    """By mincore."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size = path.stat().st_size
+    pages = (size + 4095) // 4096
+    fd = os.open(path, os.O_RDONLY)
+    at = libc.mmap(None, ctypes.c_size_t(size), 1, 1, fd, ctypes.c_long(0))
+    os.close(fd)
+    check(at not in (None, ctypes.c_void_p(-1).value), 'mmap')
+    present = (ctypes.c_ubyte * pages)()
+    rc = libc.mincore(ctypes.c_void_p(at), ctypes.c_size_t(size), present)
+    libc.munmap(ctypes.c_void_p(at), ctypes.c_size_t(size))
+    check_equal(rc, 0, 'mincore')
+    return 4096 * sum(p & 1 for p in present)
 
 
 # ---- goldens: what the official implementation computes (tools/demo/README.md has the format)
@@ -370,6 +429,12 @@ def free_ports(count):
     return found
 
 
+def established(port):
+    """Connections that somebody has made to this port of this machine."""
+    return len(re.findall(rf'^ *\d+: \w+:{port:04X} \w+:\w+ 01 ', Path('/proc/net/tcp').read_text(),
+                          re.M))
+
+
 def rack_of(ports):
     return ','.join(f'127.0.0.1:{p}' for p in ports)
 
@@ -400,8 +465,8 @@ def main():
     parser.add_argument('models', type=Path)
     parser.add_argument('--only', default='')
     a = parser.parse_args()
-    env.shunt, env.root, env.models = os.path.abspath(a.shunt), a.root, a.models
-    env.demo = a.root / 'tools' / 'demo' / 'qwen3moe-demo-Q8_0.gguf'
+    env.shunt, env.root, env.models = os.path.abspath(a.shunt), a.root.resolve(), a.models
+    env.demo = env.root / 'tools' / 'demo' / 'qwen3moe-demo-Q8_0.gguf'
     env.version = subprocess.run([env.shunt, '--version'], capture_output=True, text=True,
                                  timeout=DEADLINE, check=True).stdout.split()[1]
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
