@@ -1,0 +1,480 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Peers that do not belong together, and strangers: another model, version, rack or rank; nobody at
+all; silence and garbage on the port, while a rack forms and after; a node of the rack that breaks the
+protocol. An error that names who it was, never a hang, and a stranger never disturbs.
+"""
+
+import re
+import socket
+import struct
+import threading
+import time
+
+import gguffile
+from peer import (CONTROL, DATA, HELLO, HELLO_REFUSED, MESSAGE_FAILED, MESSAGE_GOODBYE,
+                  MESSAGE_HEARTBEAT, MESSAGE_READY, connect, frame, hello, receive)
+from shunttest import (Golden, Skip, case, check, check_equal, env, established, free_ports,
+                       kernel_levels, main, note, rack_of, seconds_to_end, wait_until)
+
+
+def node(t, rank, ports, *options, model=None, command=('node',)):
+    return t.start(*command, '-m', model or env.demo, '--rank', str(rank), '--rack',
+                   rack_of(ports), *options)
+
+
+def ends(process, *patterns, within=20):
+    result = process.wait(within)
+    check_equal((result.code, result.out), (1, ''), f'end of {result}')
+    check_equal(result.err.count('\n'), 1, f'lines of {result.err!r}')
+    for pattern in patterns:
+        check(re.search(pattern, result.err), lambda: f'stderr lacks {pattern!r}: {result}')
+    check(not re.search(r'[\x00-\x09\x0b-\x1f\x7f]', result.err), f'control: {result.err!r}')
+    return result
+
+
+def fingerprint(t, model=None):
+    text = t.run('inspect', model or env.demo).out
+    return bytes.fromhex(re.search(r'fingerprint\s+(\w{32})', text).group(1))
+
+
+# ---- nodes of shunt that do not belong together
+
+@case('a peer that never comes')
+def _(t):
+    ports = free_ports(3)
+    for rank, missing in ((0, ('1', '2')), (2, ('0', '1'))):
+        begin = time.monotonic()
+        ends(node(t, rank, ports, '--join-timeout', '1'),
+             *(rf'rank {m} \(127\.0\.0\.1:{ports[int(m)]}\)' for m in missing),
+             'start the missing nodes', '--join-timeout')
+        check(0.9 < time.monotonic() - begin < 3, 'not after a second')
+
+
+@case('a peer that comes late')
+def _(t):
+    ports = free_ports(2)
+    first = node(t, 1, ports)
+    time.sleep(1)
+    second = node(t, 0, ports, command=('run', '-p', 'hi', '-n', '2'))
+    check_equal((second.wait().code, first.wait().code), (0, 0), 'exit codes')
+
+
+@case('a peer with another model')
+def _(t):
+    other = t.file('other.gguf', gguffile.make_model().bytes())
+    for first, second in ((0, 1), (1, 0)):
+        ports = free_ports(2)
+        a, b = node(t, first, ports), node(t, second, ports, model=other)
+        for process in (a, b):
+            ends(process, rf'rank {second if process is a else first} ', 'another model',
+                 'qwen3moe-demo', 'random 1', r'the same file|\.\.\.$', within=5)
+
+
+@case('a peer with the same model, but for one byte of a weight')
+def _(t):
+    g = gguffile.Gguf(env.demo.read_bytes())
+    data = bytearray(g.data)
+    data[g.tensor('blk.3.ffn_up_exps.weight').off + 5] ^= 1
+    g.data = bytes(data)
+    other = t.file('other.gguf', g.bytes())
+    ports = free_ports(2)
+    for process in (node(t, 0, ports), node(t, 1, ports, model=other)):
+        ends(process, 'another model', within=5)
+
+
+@case('a peer whose --rack is longer')
+def _(t):
+    ports = free_ports(3)
+    for process in (node(t, 0, ports[:2]), node(t, 1, ports)):
+        ends(process, 'a rack of [23] nodes', 'the same --rack', within=5)
+
+
+@case('the same rank twice at one address')
+def _(t):
+    ports = free_ports(2)
+    first = node(t, 0, ports)
+    wait_until(lambda: listening(ports[0]), 'the first')
+    ends(node(t, 0, ports), 'the port is taken', within=5)
+    node(t, 1, ports, command=('run', '-p', 'hi', '-n', '2')).wait()
+    check_equal(first.wait().code, 0, 'the first, which goes on')
+
+
+@case('the same rank twice at two addresses')
+def _(t):
+    """A copied command line on another machine, where the port is free."""
+    ports = free_ports(4)
+    racks = [ports[:3], [ports[0], ports[3], ports[2]]]
+    zero = node(t, 0, racks[0])
+    first = node(t, 1, racks[0])
+    wait_until(lambda: established(ports[0]) == 2, 'rank 1')
+    ends(node(t, 1, racks[1]), 'refused this node', 'rank 1', 'its own --rank', within=5)
+    for process in (zero, first):
+        ends(process, 'rank [01]', within=5)
+
+
+@case('ranks swapped between two nodes')
+def _(t):
+    """Each has the addresses of the two in another order."""
+    a, b = free_ports(2)
+    for process in (node(t, 0, [a, b], '--join-timeout', '3'),
+                    node(t, 0, [b, a], '--join-timeout', '3')):
+        ends(process, 'rank 1')
+
+
+@case('kernels that have nothing in common')
+def _(t):
+    if 'avx2' not in kernel_levels():
+        raise Skip('only one level here')
+    ports = free_ports(2)
+    for process, level in [(node(t, r, ports, '--kernels', k), k)
+                           for r, k in ((0, 'ref'), (1, 'avx2'))]:
+        ends(process, 'no kernel level in common', '--kernels', within=5)
+
+
+def listening(port):
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(('127.0.0.1', port))
+            return False
+        except OSError:
+            return True
+
+
+# ---- strangers on the port
+
+def finish(t, ports, zero):
+    """Rank 1 comes after all, and the rack does its work."""
+    prompt = Golden(env.demo).prompts[0]
+    result = t.run('run', '-m', env.demo, '--rank', '1', '--rack', rack_of(ports), '-p',
+                   prompt['text'], '-n', '48', '--quiet')
+    check_equal(result.out, prompt['greedy_text'] + '\n', 'text')
+    check_equal((zero.wait().code, zero.wait().err), (0, ''), 'rank 0')
+
+
+STRANGERS = {
+    'nothing': b'',
+    'one byte': b'S',
+    'a request of a browser': b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n',
+    'half a hello': struct.pack('<II', 0x4e554853, 1) + bytes(100),
+    '256 bytes of zeros': bytes(256),
+    '256 random bytes': bytes((i * 167 + 13) % 256 for i in range(256)),
+    'a megabyte of garbage': bytes(range(256)) * 4096,
+}
+
+
+@case('strangers who connect and go')
+def _(t):
+    ports = free_ports(2)
+    zero = node(t, 0, ports)
+    for data in STRANGERS.values():
+        for _ in range(3):
+            with connect(ports[0]) as s:
+                send_all(s, data)
+    finish(t, ports, zero)
+
+
+@case('strangers who connect and stay')
+def _(t):
+    """More than there are places for: each is shown out after a while, and nobody waits longer."""
+    ports = free_ports(2)
+    zero = node(t, 0, ports)
+    strangers = []
+    for i in range(60):
+        s = connect(ports[0])
+        send_all(s, list(STRANGERS.values())[i % len(STRANGERS)][:200])
+        strangers.append(s)
+    begin = time.monotonic()
+    finish(t, ports, zero)
+    note(f'joined after {time.monotonic() - begin:.1f} s')
+    check(time.monotonic() - begin < 20, 'strangers held up the join')
+    for s in strangers:
+        s.close()
+
+
+@case('a stranger who comes again and again')
+def _(t):
+    ports = free_ports(2)
+    zero = node(t, 0, ports)
+    stop = threading.Event()
+
+    def pester():
+        while not stop.is_set():
+            try:
+                with socket.create_connection(('127.0.0.1', ports[0]), timeout=1) as s:
+                    # Closed by a reset, which leaves the machine no socket that lingers.
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+                    s.sendall(b'GET / HTTP/1.0\r\n\r\n')
+            except OSError:
+                pass  # nobody listens any more: the rack stands
+            time.sleep(0.001)
+    thread = threading.Thread(target=pester)
+    thread.start()
+    try:
+        time.sleep(0.5)
+        finish(t, ports, zero)
+    finally:
+        stop.set()
+        thread.join()
+
+
+@case('nobody listens once the rack stands')
+def _(t):
+    ports = free_ports(2)
+    one = node(t, 1, ports)
+    zero = node(t, 0, ports)
+    wait_until(lambda: established(ports[0]) == 2, 'the join')
+    time.sleep(0.2)
+    for port in ports:
+        check(not listening(port) or not accepts(port), f'port {port} still takes connections')
+    for process in (zero, one):
+        process.end()
+
+
+def accepts(port):
+    try:
+        socket.create_connection(('127.0.0.1', port), timeout=1).close()
+        return True
+    except OSError:
+        return False
+
+
+def send_all(sock, data):
+    try:
+        sock.sendall(data)
+    except OSError:
+        pass  # it has hung up already, as it may
+
+
+# ---- a peer that speaks the hello: shunt is rank 0, the peer connects as rank 1
+
+HELLOS = {
+    'another version': (dict(version='9.9.9'), ['9.9.9', 'install the same version']),
+    'another protocol': (dict(protocol=2), ['protocol 2', 'install the same version']),
+    'a rack of three': (dict(nodes=3), ['a rack of 3 nodes', 'the same --rack']),
+    'another fingerprint': (dict(fingerprint=bytes(16)), ['another model', '00' * 16]),
+    'no kernels': (dict(levels=0), ['no kernel level in common']),
+    'unknown kernels': (dict(levels=1 << 20), ['no kernel level in common']),
+    'no rows': (dict(rows=0), ['announces 0 rows']),
+    'too many rows': (dict(rows=4097), ['announces 4097 rows']),
+    'rank 0, which is taken': (dict(rank=0), ['rank 0', 'its own --rank']),
+    'a rank outside the rack': (dict(rank=7), ['rank 7', 'its own --rank']),
+    'an enormous rank': (dict(rank=0xffffffff), ['rank 4294967295']),
+    'an unknown stream': (dict(stream=9), ['rank 1']),
+    'a name with an escape': (dict(fingerprint=bytes(16), text=b'\x1b[2J\nx'), ['another model']),
+    'a name without an end': (dict(fingerprint=bytes(16), text=b'x' * 192), ['another model']),
+    'a version without an end': (dict(version='9' * 16), ['9' * 16]),
+}
+
+
+def wrong_hello(t, change, says):
+    ports = free_ports(2)
+    zero = node(t, 0, ports)
+    with connect(ports[0]) as s:
+        fields = dict(stream=CONTROL, rank=1, nodes=2, fingerprint=fingerprint(t)) | change
+        s.sendall(hello(**fields))
+        answer = receive(s, 256)
+        ends(zero, *says, within=5)
+        if 'version' not in change and 'protocol' not in change:
+            check_equal(len(answer), 256, 'bytes of the answer')
+            check(HELLO.unpack(answer)[3] & HELLO_REFUSED, 'the answer is no refusal')
+
+
+for name, (change, says) in HELLOS.items():
+    case(f'hello with {name}', change, says)(wrong_hello)
+
+
+# ---- and shunt is rank 1, the peer is rank 0 and listens
+
+ANSWERS = {
+    'not shunt': (lambda h: b'HTTP/1.1 400 Bad Request\r\n' + bytes(230), ['not shunt', 'port']),
+    'a refusal': (lambda h: hello(CONTROL, 0, 2, h, flags=HELLO_REFUSED, text=b'go away'),
+                  ['refused this node: go away']),
+    'a refusal with an escape': (lambda h: hello(CONTROL, 0, 2, h, flags=HELLO_REFUSED,
+                                                 text=b'\x1b[31mgo\naway'), ['refused this node']),
+    'another version': (lambda h: hello(CONTROL, 0, 2, h, version='9.9.9'), ['9.9.9']),
+    'another rank': (lambda h: hello(CONTROL, 1, 2, h), ['calls itself rank 1']),
+    'another model': (lambda h: hello(CONTROL, 0, 2, bytes(16)), ['another model']),
+}
+
+
+def wrong_answer(t, answer, says):
+    print_ = fingerprint(t)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+        one = node(t, 1, [port, *free_ports(1)])
+        s, _ = server.accept()
+        with s:
+            receive(s, 256)
+            s.sendall(answer(print_))
+            ends(one, rf'rank 0 \(127\.0\.0\.1:{port}\)', *says, within=5)
+
+
+for name, (answer, says) in ANSWERS.items():
+    case(f'answer: {name}', answer, says)(wrong_answer)
+
+
+@case('a listener that takes connections and says nothing')
+def _(t):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+        one = node(t, 1, [port, *free_ports(1)], '--join-timeout', '2')
+        ends(one, rf'rank 0 \(127\.0\.0\.1:{port}\)', '--join-timeout', within=5)
+
+
+@case('a listener that hangs up each time')
+def _(t):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        server.settimeout(0.1)
+        port = server.getsockname()[1]
+        one = node(t, 1, [port, *free_ports(1)], '--join-timeout', '2')
+        while one.running():
+            try:
+                server.accept()[0].close()
+            except TimeoutError:
+                pass
+        ends(one, rf'rank 0 \(127\.0\.0\.1:{port}\)', '--join-timeout')
+
+
+# ---- a peer that joins and then breaks the rules
+
+class Joined:
+    """Rank 1 of two, with both streams; shunt is rank 0."""
+
+    def __init__(self, t, *options, command=('run', '-p', 'hi'), ready=False):
+        ports = free_ports(2)
+        self.zero = node(t, 0, ports, '--step-timeout', '5', *options, command=command)
+        print_ = fingerprint(t)
+        self.streams = []
+        for stream in (CONTROL, DATA):
+            s = connect(ports[0])
+            s.sendall(hello(stream, 1, 2, print_))
+            check_equal(HELLO.unpack(receive(s, 256))[3] & HELLO_REFUSED, 0, 'refused')
+            self.streams.append(s)
+        self.control, self.data = self.streams
+        if ready:
+            self.control.sendall(frame(MESSAGE_READY))
+
+    def beat(self, seconds):
+        """Alive on the control stream, and nothing else."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.zero.running():
+            send_all(self.control, frame(MESSAGE_HEARTBEAT))
+            time.sleep(0.1)
+
+    def close(self):
+        for s in self.streams:
+            s.close()
+
+
+@case('a peer that dies while the weights are loaded')
+def _(t):
+    """It has not said that it is ready, so rank 0 waits for it."""
+    for half in (CONTROL, None):
+        peer = Joined(t)
+        time.sleep(0.3)
+        check(peer.zero.running(), lambda: f'ended too soon: {peer.zero.wait()}')
+        act = peer.close if half is None else peer.streams[half].close
+        took = seconds_to_end([peer.zero.pid], act)
+        check(max(took.values()) < 1, f'ended after {took}')
+        ends(peer.zero, 'rank 1 .*gone')
+        peer.close()
+
+
+@case('a peer that falls silent while the weights are loaded')
+def _(t):
+    peer = Joined(t, '--dead-after', '1')
+    took = seconds_to_end([peer.zero.pid], lambda: None)
+    ends(peer.zero, r'rank 1 .*nothing heard for 1\.\d s \(--dead-after\)')
+    check(0.5 < max(took.values()) < 2, f'ended after {took}')
+    peer.close()
+
+
+@case('a peer that is never ready')
+def _(t):
+    peer = Joined(t, '--ready-timeout', '1.5')
+    peer.beat(5)
+    ends(peer.zero, 'rank 1 ', '--ready-timeout')
+    peer.close()
+
+
+@case('a peer that is alive and sends no step')
+def _(t):
+    peer = Joined(t, '--step-timeout', '1.5', ready=True)
+    peer.beat(5)
+    ends(peer.zero, 'rank 1 ', '--step-timeout')
+    peer.close()
+
+
+GARBAGE = {
+    'zeros': bytes(4096),
+    'ones': b'\xff' * 4096,
+    'text': b'GET / HTTP/1.1\r\n' * 300,
+    'one byte': b'x',
+}
+
+
+def garbage(t, stream, data):
+    peer = Joined(t, '--step-timeout', '1.5', '--dead-after', '4', ready=True)
+    send_all(peer.streams[stream], data)
+    if stream == CONTROL:
+        time.sleep(0.5)
+    else:
+        peer.beat(4)
+    peer.close()
+    ends(peer.zero, 'rank 1 ')
+
+
+for name, data in GARBAGE.items():
+    case(f'a peer that sends {name} on its data stream', DATA, data)(garbage)
+    case(f'a peer that sends {name} on its control stream', CONTROL, data)(garbage)
+
+
+@case('control messages that are none')
+def _(t):
+    for data, says in ((struct.pack('<II', 1, 0xffffffff), 'too long'),
+                       (struct.pack('<II', 1, 1 << 20), 'too long'),
+                       (frame(MESSAGE_FAILED, b'\x1b[31mdisk\non fire'), r'failed: .*disk.on fire'),
+                       (frame(MESSAGE_FAILED, b''), 'rank 1 .*failed'),
+                       (frame(MESSAGE_FAILED, b'x' * 4000), 'rank 1 .*failed: x+'),
+                       (frame(MESSAGE_GOODBYE), 'rank 1 .*left'),
+                       (frame(MESSAGE_GOODBYE, b'\0'), 'rank 1 .*left'),
+                       (frame(5, b'\1'), None), (frame(5, struct.pack('<Ii', 99, -5)), None),
+                       (frame(5, struct.pack('<Ii', 1, 5) + b'gone fishing'), 'gone fishing'),
+                       (frame(64), None), (frame(65, b'x'), None), (frame(66, b'x' * 200), None),
+                       (frame(0xffffffff, b'x' * 100), None)):
+        peer = Joined(t, ready=True)
+        peer.control.sendall(data)
+        if says is None:  # not for this version: nothing happens, and it goes on
+            peer.beat(0.4)
+            check(peer.zero.running(), lambda: f'{data[:16]!r}: {peer.zero.wait()}')
+            peer.close()
+            ends(peer.zero, 'rank 1 .*gone')
+        else:
+            ends(peer.zero, says, within=5)
+            peer.close()
+
+
+@case('a peer that says an orderly goodbye in the middle')
+def _(t):
+    peer = Joined(t, '--step-timeout', '1', ready=True)
+    peer.control.sendall(frame(MESSAGE_GOODBYE, b'\1'))
+    peer.close()
+    ends(peer.zero, 'rank 1 ', within=5)
+
+
+@case('a hello byte by byte')
+def _(t):
+    ports = free_ports(2)
+    zero = node(t, 0, ports)
+    with connect(ports[0]) as s:
+        for byte in hello(CONTROL, 1, 2, fingerprint(t)):
+            s.sendall(bytes([byte]))
+        answer = receive(s, 256)
+    check_equal(HELLO.unpack(answer)[3] & HELLO_REFUSED, 0, 'refused')
+    ends(zero, 'rank 1 .*gone', within=5)
+
+
+if __name__ == '__main__':
+    main()
