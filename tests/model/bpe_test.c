@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/planner/random.h"
+#include "tests/random.h"
 
 #define LETTERS 6u
 #define MERGES  60u

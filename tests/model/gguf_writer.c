@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "tests/planner/random.h"
+#include "tests/random.h"
 
 static void *check(void *p)
 {

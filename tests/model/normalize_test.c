@@ -6,7 +6,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-#include "tests/planner/random.h"
+#include "tests/random.h"
 
 static void expect(struct shunt_normalizer *n, const char *in, size_t len, const char *out,
                    size_t out_len)

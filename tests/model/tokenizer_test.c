@@ -14,7 +14,7 @@
 #include "runtime/model/normalize.h"
 #include "tests/model/gguf_writer.h"
 #include "tests/model/tiny_model.h"
-#include "tests/planner/random.h"
+#include "tests/random.h"
 
 #define ROOM      8192
 #define MUTATIONS 20000u

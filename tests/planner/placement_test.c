@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "tests/planner/random.h"
+#include "tests/random.h"
 
 #define NODES_MAX   5u
 #define LAYERS_MAX  3u

@@ -3,7 +3,7 @@
 
 #include <criterion/criterion.h>
 
-#include "tests/planner/random.h"
+#include "tests/random.h"
 
 #define WANTED 8u
 

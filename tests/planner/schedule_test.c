@@ -4,7 +4,7 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-#include "tests/planner/random.h"
+#include "tests/random.h"
 
 /* ---- reader and decode */
 

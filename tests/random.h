@@ -2,8 +2,8 @@
  *
  * Seeded random numbers for property tests: splitmix64, any state will do, the state is the seed.
  */
-#ifndef SHUNT_TESTS_PLANNER_RANDOM_H
-#define SHUNT_TESTS_PLANNER_RANDOM_H
+#ifndef SHUNT_TESTS_RANDOM_H
+#define SHUNT_TESTS_RANDOM_H
 
 #include <stdint.h>
 
