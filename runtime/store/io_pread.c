@@ -168,15 +168,14 @@ static int pread_flush(struct shunt_expert_io *io)
 
 static uint32_t pread_poll(struct shunt_expert_io *io, struct shunt_io_done *done, uint32_t max)
 {
+    uint64_t waiting;
     uint32_t n = 0;
-    uint64_t count;
 
-    if (io->in_flight == 0)
+    /* The counter is the number of entries done and not handed out. Kept so, it is readable exactly
+     * while there is something to take: who sleeps on it does not wake for nothing. */
+    if (io->in_flight == 0 || read(io->eventfd, &waiting, sizeof(waiting)) < 0)
         return 0;
-    /* Cleared before looking: whatever is done later makes it readable again. */
-    if (read(io->eventfd, &count, sizeof(count)) < 0)
-        return 0;
-    for (uint32_t i = 0; i < io->depth && n < max; i++) {
+    for (uint32_t i = 0; i < io->depth && n < max && n < waiting; i++) {
         struct entry *e = &io->entries[i];
 
         if (atomic_load(&e->state) != DONE)
@@ -185,9 +184,9 @@ static uint32_t pread_poll(struct shunt_expert_io *io, struct shunt_io_done *don
         atomic_store(&e->state, FREE);
     }
     io->in_flight -= n;
-    count = 1;
-    if (n == max && write(io->eventfd, &count, sizeof(count)) < 0)
-        return n; /* perhaps more: it stays readable either way */
+    waiting -= n;
+    if (waiting > 0 && write(io->eventfd, &waiting, sizeof(waiting)) < 0)
+        return n; /* the counter is full, so it is readable */
     return n;
 }
 
