@@ -5,6 +5,7 @@
 #ifndef SHUNT_TESTS_RANDOM_H
 #define SHUNT_TESTS_RANDOM_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 static inline uint64_t random_next(uint64_t *state)
@@ -20,6 +21,14 @@ static inline uint64_t random_next(uint64_t *state)
 static inline uint32_t random_below(uint64_t *state, uint32_t count)
 {
     return (uint32_t)((random_next(state) >> 32) * count >> 32);
+}
+
+static inline void random_fill(uint64_t *state, void *bytes, size_t len)
+{
+    unsigned char *at = bytes;
+
+    for (size_t i = 0; i < len; i++)
+        at[i] = (unsigned char)random_next(state);
 }
 
 #endif
