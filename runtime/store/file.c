@@ -48,35 +48,36 @@ static bool direct_read_works(struct shunt_file *file)
     return n >= 0;
 }
 
+/* O_NONBLOCK: a path that is a FIFO must not hang the open. */
+#define OPEN_FLAGS (O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+
+/* Past the page cache where `mode` and the file system allow it. */
 static int open_fd(struct shunt_file *file, enum shunt_io_mode mode, struct shunt_error *err)
 {
-    int refused = 0;
-
+    file->direct = false;
     file->off_align = 1;
     file->mem_align = 1;
     if (mode != SHUNT_IO_BUFFERED) {
-        file->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_DIRECT | O_NONBLOCK);
-        refused = errno;
+        file->fd = open(file->path, OPEN_FLAGS | O_DIRECT);
         if (file->fd >= 0) {
             query_alignment(file);
             file->direct = true;
             return 0;
         }
-        if (refused == EINVAL && mode == SHUNT_IO_DIRECT)
-            return shunt_error_set(err, -EOPNOTSUPP,
-                                   "%s: the file system refuses O_DIRECT; move the file to a disk "
-                                   "or use --io-mode auto",
-                                   file->path);
-        if (refused != EINVAL)
-            return shunt_error_set(err, -refused, "%s: cannot open: %s", file->path,
-                                   strerror(refused));
+        if (errno != EINVAL)
+            return shunt_error_set(err, -errno, "%s: cannot open: %s", file->path, strerror(errno));
     }
-    /* O_NONBLOCK: a path that is a FIFO must not hang the open. It means nothing to a regular file.
-     */
-    file->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    file->fd = open(file->path, OPEN_FLAGS);
     if (file->fd < 0)
         return shunt_error_set(err, -errno, "%s: cannot open: %s", file->path, strerror(errno));
     return 0;
+}
+
+static const char *kind_of(mode_t mode)
+{
+    if (S_ISDIR(mode))
+        return "folder";
+    return S_ISFIFO(mode) ? "pipe" : "device";
 }
 
 int shunt_file_open(struct shunt_file *file, const char *path, enum shunt_io_mode mode,
@@ -98,8 +99,14 @@ int shunt_file_open(struct shunt_file *file, const char *path, enum shunt_io_mod
         goto err;
     }
     if (!S_ISREG(st.st_mode)) {
-        rc = shunt_error_set(err, -EINVAL, "%s is a %s, not a file", path,
-                             S_ISDIR(st.st_mode) ? "folder" : "device");
+        rc = shunt_error_set(err, -EINVAL, "%s is a %s, not a file", path, kind_of(st.st_mode));
+        goto err;
+    }
+    if (mode == SHUNT_IO_DIRECT && !file->direct) {
+        rc = shunt_error_set(err, -EOPNOTSUPP,
+                             "%s: the file system refuses O_DIRECT; move the file to a disk or use "
+                             "--io-mode auto",
+                             path);
         goto err;
     }
     if (file->direct && !direct_read_works(file)) {
@@ -111,11 +118,13 @@ int shunt_file_open(struct shunt_file *file, const char *path, enum shunt_io_mod
             goto err;
         }
         close(file->fd);
-        file->direct = false;
         rc = open_fd(file, SHUNT_IO_BUFFERED, err);
         if (rc)
             goto err;
     }
+    /* The flag has done its work. io_uring would take it as a wish never to wait: where the drive
+     * cannot promise that, every read is -EAGAIN or, with newer kernels, blocks the submit. */
+    fcntl(file->fd, F_SETFL, fcntl(file->fd, F_GETFL) & ~O_NONBLOCK);
     file->bytes = (uint64_t)st.st_size;
     file->dev = st.st_dev;
     file->ino = st.st_ino;
