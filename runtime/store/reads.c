@@ -238,20 +238,21 @@ static int issue_chunks(struct shunt_store *store)
 
 /* ---- completions */
 
-static int fail(struct shunt_store *store, const struct shunt_chunk *c, int code)
+/* `result` is an error, or too few bytes and no more to come. */
+static int fail(struct shunt_store *store, const struct shunt_chunk *c, int32_t result)
 {
     const char *path = store->file.path;
     uint64_t at = c->off + c->done;
 
-    if (code == 0)
+    if (result >= 0)
         return shunt_error_set(&store->error, -EBADMSG,
-                               "%s: the file ends before offset %" PRIu64
+                               "%s: the file ends at offset %" PRIu64
                                "; it was cut while it was in use",
-                               path, at + 1);
-    return shunt_error_set(&store->error, code,
+                               path, at + (uint32_t)result);
+    return shunt_error_set(&store->error, result,
                            "%s: reading %" PRIu32 " bytes at offset %" PRIu64
                            " failed %u times: %s",
-                           path, c->bytes - c->done, at, RETRIES_MAX + 1, strerror(-code));
+                           path, c->bytes - c->done, at, RETRIES_MAX + 1, strerror(-result));
 }
 
 /* Asks again for what a short or interrupted read left. Return: true when it was asked. */
@@ -350,7 +351,7 @@ int shunt_store_pump(struct shunt_store *store)
         if (done[i].result < 0 || c->done + (uint32_t)done[i].result < c->need) {
             if (resume_chunk(store, done[i].tag, done[i].result))
                 continue;
-            return fail(store, c, done[i].result < 0 ? done[i].result : 0);
+            return fail(store, c, done[i].result);
         }
         resident += finish_chunk(store, done[i].tag);
     }
