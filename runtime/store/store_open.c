@@ -216,11 +216,9 @@ static int take_dense(struct shunt_store *store, struct dense_chunk *chunk, uint
     return submit_dense(store, chunk, tag);
 }
 
-static int wait_for_reads(struct shunt_store *store, const struct shunt_patience *patience,
-                          struct shunt_error *err)
+static int still_time(const struct shunt_store *store, const struct shunt_patience *patience,
+                      struct shunt_error *err)
 {
-    struct pollfd fd = {.fd = shunt_store_fd(store), .events = POLLIN};
-    struct timespec slice = shunt_timespec(SHUNT_PATIENCE_SLICE_NS);
     int rc = shunt_patience_check(patience, err);
 
     if (rc == -ETIMEDOUT)
@@ -228,9 +226,16 @@ static int wait_for_reads(struct shunt_store *store, const struct shunt_patience
                                "%s: the weights were not read in the time given "
                                "(--ready-timeout); the drive is too slow or does not answer",
                                store->file.path);
-    if (!rc)
-        ppoll(&fd, 1, &slice, NULL);
     return rc;
+}
+
+/* In slices, so that an abort is seen. */
+static void wait_for_reads(const struct shunt_store *store)
+{
+    struct pollfd fd = {.fd = shunt_store_fd(store), .events = POLLIN};
+    struct timespec slice = shunt_timespec(SHUNT_PATIENCE_SLICE_NS);
+
+    ppoll(&fd, 1, &slice, NULL);
 }
 
 int shunt_store_load_dense(struct shunt_store *store, struct shunt_dense_read *reads,
@@ -273,11 +278,14 @@ int shunt_store_load_dense(struct shunt_store *store, struct shunt_dense_read *r
             if (rc == 1)
                 free_tags[free_count++] = done[i].tag;
         }
-        if (n == 0 && free_count < SHUNT_IO_DEPTH) {
-            rc = wait_for_reads(store, patience, err);
-            if (rc)
-                return rc;
-        }
+        if (free_count == SHUNT_IO_DEPTH)
+            continue;
+        /* Whether something came or not: a drive that always asks for patience sends enough. */
+        rc = still_time(store, patience, err);
+        if (rc)
+            return rc;
+        if (n == 0)
+            wait_for_reads(store);
     }
     shunt_reads_set_rate(store, store->counters.bytes_startup, shunt_now_ns() - begin_ns);
     return 0;
