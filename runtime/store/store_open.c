@@ -23,6 +23,13 @@ static int open_file(struct shunt_store *store, const struct shunt_store_config 
     if (!shunt_file_same(&store->file, &cfg->model->file))
         return shunt_error_set(err, -ESTALE, "%s was changed or replaced after it was opened",
                                path);
+    /* The slots' sizes come of what the model's own open found (shunt_store_plan). */
+    if (store->file.off_align > cfg->model->file.off_align ||
+        store->file.mem_align > cfg->model->file.mem_align)
+        return shunt_error_set(err, -ESTALE,
+                               "%s: the drive wants reads aligned to %u bytes now, and to %u when "
+                               "the model was opened; open it again",
+                               path, store->file.off_align, cfg->model->file.off_align);
     if (!store->file.direct && cfg->io_mode == SHUNT_IO_AUTO)
         shunt_notify_say(&cfg->notify,
                          "%s: the file system refuses O_DIRECT; reads go through the page cache",
