@@ -95,6 +95,9 @@ Test(file, reads_past_the_page_cache)
     cr_expect_eq(f.bytes, FILE_BYTES);
     read_all_over(&f, s.bytes, 1);
     shunt_file_close(&f);
+    open_as(&f, s.path, SHUNT_IO_AUTO);
+    cr_expect(f.direct);
+    shunt_file_close(&f);
     tear_down(&s);
 }
 
