@@ -143,6 +143,18 @@ static int check_answer(struct joining *j, struct connection *c, struct shunt_er
     return 0;
 }
 
+/* True when the stream is there, or the answer to its hello is on the way. */
+static bool is_taken(const struct joining *j, uint32_t rank, uint32_t stream)
+{
+    for (uint32_t i = 0; i < j->connection_max; i++) {
+        const struct connection *c = &j->connections[i];
+
+        if (!c->outgoing && c->state == SENDING && c->rank == rank && c->stream == stream)
+            return true;
+    }
+    return j->peers[rank].fds[stream] >= 0;
+}
+
 /* Somebody who connected to us has said hello: answer, or refuse. A mismatch with a node that means
  * to belong here ends the join on both sides; a stranger is only turned away. */
 static int check_hello(struct joining *j, struct connection *c, struct shunt_error *err)
@@ -162,7 +174,7 @@ static int check_hello(struct joining *j, struct connection *c, struct shunt_err
         snprintf(label, sizeof(label), "rank %u", c->in.rank);
     rc = shunt_hello_check(&c->in, cfg, label, &why);
     if (!rc && (c->in.rank <= cfg->rank || c->in.rank >= cfg->node_count ||
-                c->in.stream >= SHUNT_STREAMS || j->peers[c->in.rank].fds[c->in.stream] >= 0))
+                c->in.stream >= SHUNT_STREAMS || is_taken(j, c->in.rank, c->in.stream)))
         rc = shunt_error_set(&why, -EPROTO,
                              "a node calls itself rank %u, and rank %u does not expect one; give "
                              "every node the same --rack, and each its own --rank",
