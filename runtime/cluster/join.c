@@ -277,31 +277,40 @@ static void accept_one(struct joining *j)
 
 /* ---- the loop */
 
-static int report_missing(const struct joining *j, struct shunt_error *err)
+static bool is_here(const struct joining *j, uint32_t rank)
 {
-    const struct shunt_rack_config *cfg = j->cfg;
-    char names[256] = "";
-    size_t len = 0;
-    bool outgoing = false;
+    return rank == j->cfg->rank || (j->peers[rank].fds[SHUNT_STREAM_CONTROL] >= 0 &&
+                                    j->peers[rank].fds[SHUNT_STREAM_DATA] >= 0);
+}
 
-    for (uint32_t r = 0; r < cfg->node_count; r++) {
-        bool here = r == cfg->rank || (j->peers[r].fds[SHUNT_STREAM_CONTROL] >= 0 &&
-                                       j->peers[r].fds[SHUNT_STREAM_DATA] >= 0);
+static void list_missing(const struct joining *j, char *names, size_t bytes)
+{
+    size_t len = 0;
+
+    names[0] = '\0';
+    for (uint32_t r = 0; r < j->cfg->node_count && len < bytes - 1; r++) {
         char label[96];
 
-        if (here || len >= sizeof(names) - 1)
+        if (is_here(j, r))
             continue;
-        shunt_join_label(cfg, r, label, sizeof(label));
-        len += (size_t)snprintf(names + len, sizeof(names) - len, "%s%s", len ? ", " : "", label);
-        outgoing |= r < cfg->rank;
+        shunt_join_label(j->cfg, r, label, sizeof(label));
+        len += (size_t)snprintf(names + len, bytes - len, "%s%s", len ? ", " : "", label);
     }
-    return shunt_error_set(
-        err, -ETIMEDOUT,
-        "no answer within %.0f s from %s%s%s%s; start the missing nodes, or give "
-        "them longer with --join-timeout",
-        (double)cfg->join_timeout_ns / 1e9, names, outgoing && j->connect_errno ? " (" : "",
-        outgoing && j->connect_errno ? strerror(j->connect_errno) : "",
-        outgoing && j->connect_errno ? ")" : "");
+}
+
+static int report_missing(const struct joining *j, struct shunt_error *err)
+{
+    bool outgoing = false;
+    char names[256];
+
+    list_missing(j, names, sizeof(names));
+    for (uint32_t r = 0; r < j->cfg->rank; r++)
+        outgoing |= !is_here(j, r) && j->connect_errno;
+    return shunt_error_set(err, -ETIMEDOUT,
+                           "no answer within %.0f s from %s%s%s%s; start the missing nodes, or give "
+                           "them longer with --join-timeout",
+                           (double)j->cfg->join_timeout_ns / 1e9, names, outgoing ? " (" : "",
+                           outgoing ? strerror(j->connect_errno) : "", outgoing ? ")" : "");
 }
 
 /* Streams of peers that are here, watched until the mesh stands: nobody reads from them yet. */
@@ -318,15 +327,16 @@ static uint32_t watch_joined(struct joining *j, uint32_t n)
 static int check_joined(const struct joining *j, uint32_t first, struct shunt_error *err)
 {
     for (uint32_t i = 0; i < j->cfg->node_count * SHUNT_STREAMS; i++) {
-        char label[96];
+        char label[96], names[256];
 
         if (!j->fds[first + i].revents)
             continue;
         shunt_join_label(j->cfg, i / SHUNT_STREAMS, label, sizeof(label));
+        list_missing(j, names, sizeof(names));
         return shunt_error_set(err, -ECONNRESET,
                                "%s is gone before the rack was complete: its process ended (look "
-                               "at its own last message)",
-                               label);
+                               "at its own last message); %s had not come",
+                               label, names);
     }
     return 0;
 }
