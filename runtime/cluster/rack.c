@@ -86,6 +86,7 @@ struct shunt_rack {
 /* ---- going down */
 
 static void queue_to_all(struct shunt_rack *rack, uint32_t type, const void *data, uint32_t bytes);
+static void wake(struct shunt_rack *rack);
 
 /* Whoever hears of a peer's end leaves, and for those who have not heard of it yet the goodbye
  * would be the first they know: so the reason goes ahead of it. */
@@ -113,9 +114,14 @@ static void go_down(struct shunt_rack *rack, uint32_t rank, const struct shunt_e
         pthread_cond_broadcast(&rack->changed);
     }
     pthread_mutex_unlock(&rack->mutex);
-    if (first && rank != rack->cfg.rank)
+    if (!first)
+        return;
+    if (rank == rack->cfg.rank)
+        queue_to_all(rack, MESSAGE_FAILED, why->text, (uint32_t)strlen(why->text));
+    else
         pass_on(rack, rank, why);
-    if (first && rack->callbacks.down)
+    wake(rack);
+    if (rack->callbacks.down)
         rack->callbacks.down(rack->callbacks.ctx, rank, why);
 }
 
@@ -210,32 +216,6 @@ static void queue_to_all(struct shunt_rack *rack, uint32_t type, const void *dat
     for (uint32_t r = 0; r < rack->cfg.node_count; r++)
         if (r != rack->cfg.rank)
             queue_frame(rack, r, type, data, bytes);
-}
-
-/* Return: true while bytes wait for the socket. */
-static bool flush_peer(struct shunt_rack *rack, uint32_t rank)
-{
-    struct control *p = &rack->peers[rank];
-    int error = 0;
-    bool more;
-
-    pthread_mutex_lock(&rack->mutex);
-    while (p->out_begin < p->out_end && !error) {
-        ssize_t n = send(p->fd, p->out + p->out_begin, p->out_end - p->out_begin,
-                         MSG_NOSIGNAL | MSG_DONTWAIT);
-
-        if (n < 0)
-            error = errno;
-        else
-            p->out_begin += (size_t)n;
-    }
-    more = p->out_begin < p->out_end;
-    pthread_mutex_unlock(&rack->mutex);
-    if (error && error != EAGAIN && error != EINTR) {
-        stream_broke(rack, rank, error);
-        return false;
-    }
-    return more;
 }
 
 /* ---- receiving */
@@ -346,6 +326,34 @@ static void receive(struct shunt_rack *rack, uint32_t rank)
 }
 
 /* ---- the thread */
+
+/* Return: true while bytes wait for the socket. */
+static bool flush_peer(struct shunt_rack *rack, uint32_t rank)
+{
+    struct control *p = &rack->peers[rank];
+    int error = 0;
+    bool more;
+
+    pthread_mutex_lock(&rack->mutex);
+    while (p->out_begin < p->out_end && !error) {
+        ssize_t n = send(p->fd, p->out + p->out_begin, p->out_end - p->out_begin,
+                         MSG_NOSIGNAL | MSG_DONTWAIT);
+
+        if (n < 0)
+            error = errno;
+        else
+            p->out_begin += (size_t)n;
+    }
+    more = p->out_begin < p->out_end;
+    pthread_mutex_unlock(&rack->mutex);
+    if (!error || error == EAGAIN || error == EINTR)
+        return more;
+    /* Its last words come first: a goodbye, or why it failed. */
+    receive(rack, rank);
+    if (p->fd >= 0)
+        stream_broke(rack, rank, error);
+    return false;
+}
 
 static void check_silence(struct shunt_rack *rack)
 {
@@ -586,11 +594,6 @@ int shunt_rack_wait_ready(struct shunt_rack *rack, const struct shunt_patience *
 
 void shunt_rack_fail(struct shunt_rack *rack, const struct shunt_error *why)
 {
-    /* A failure that a peer caused is known to the others as well: only our own is told. */
-    if (atomic_load(&rack->down) == 0) {
-        queue_to_all(rack, MESSAGE_FAILED, why->text, (uint32_t)strlen(why->text));
-        wake(rack);
-    }
     go_down(rack, rack->cfg.rank, why);
 }
 
@@ -613,6 +616,7 @@ void shunt_rack_leave(struct shunt_rack *rack, bool orderly)
     const unsigned char flag = orderly;
 
     queue_to_all(rack, MESSAGE_GOODBYE, &flag, 1);
+    rack->left = true;
     if (!rack->started) {
         /* Nobody sends for us: as much as the sockets take at once, which is a reason and a
          * goodbye. */
@@ -625,7 +629,6 @@ void shunt_rack_leave(struct shunt_rack *rack, bool orderly)
     wake(rack);
     pthread_join(rack->thread, NULL);
     rack->started = false;
-    rack->left = true;
 }
 
 void shunt_rack_close(struct shunt_rack *rack)
