@@ -15,6 +15,8 @@
 
 /* Asleep, the engine still looks around so often: placement reads may be waiting for a slot. */
 #define SLEEP_NS (500 * SHUNT_NS_PER_MS)
+/* Leaving waits no longer than this for a drive that does not answer. */
+#define SETTLE_NS (2 * SHUNT_NS_PER_S)
 
 /* What everybody's announcements say together. */
 struct agreement {
@@ -295,6 +297,15 @@ static int run(struct shunt *e, struct shunt_error *err)
     }
 }
 
+/* Guesses may be under way: they are read to their end, for numbers that are final. */
+static void settle_reads(struct shunt *e)
+{
+    const struct shunt_patience patience = {.deadline_ns = shunt_now_ns() + SETTLE_NS,
+                                            .abort = &e->abort};
+
+    shunt_store_settle(e->store, &patience);
+}
+
 void *shunt_engine_main(void *engine)
 {
     struct shunt *e = engine;
@@ -306,6 +317,8 @@ void *shunt_engine_main(void *engine)
     else if (rc && rc != -ECANCELED) /* told to stop: the goodbye says that, or the rack is down */
         shunt_rack_fail(e->rack, &err);
     shunt_lanes_end_all(e, rc ? SHUNT_END_ERROR : SHUNT_END_CANCELLED);
+    if (!rc)
+        settle_reads(e);
     shunt_engine_publish(e);
     /* Before the event: who closes on it finds the engine ended in order. */
     atomic_store(&e->finished, 1);

@@ -64,6 +64,10 @@ int shunt_store_open(struct shunt_store **store, struct shunt_arena *arena,
                      const struct shunt_store_config *cfg, struct shunt_error *err);
 void shunt_store_close(struct shunt_store *store);
 
+/* Waits until what was handed to the drive has been read, so that the counters are what was read;
+ * or until patience ends. After it the store can only be closed. */
+void shunt_store_settle(struct shunt_store *store, const struct shunt_patience *patience);
+
 /* A weight to be loaded when the engine opens. */
 struct shunt_dense_read {
     uint64_t off;

@@ -336,6 +336,20 @@ int shunt_store_open(struct shunt_store **out, struct shunt_arena *arena,
     return 0;
 }
 
+void shunt_store_settle(struct shunt_store *store, const struct shunt_patience *patience)
+{
+    struct shunt_io_done done[SHUNT_IO_DEPTH];
+
+    while (store->free_chunk_count < SHUNT_IO_DEPTH && !shunt_patience_check(patience, NULL)) {
+        uint32_t n = store->ops->poll(store->io, done, SHUNT_IO_DEPTH);
+
+        for (uint32_t i = 0; i < n; i++)
+            store->free_chunks[store->free_chunk_count++] = done[i].tag;
+        if (n == 0)
+            wait_for_reads(store);
+    }
+}
+
 void shunt_store_close(struct shunt_store *store)
 {
     if (!store)

@@ -514,3 +514,32 @@ Test(reads, counts_bytes)
     cr_expect_eq(b->io->bytes, whole);
     close_bench(b);
 }
+
+static void answer_one(void *ctx, struct shunt_expert_io *io)
+{
+    (void)ctx;
+    if (io->flushed > 0)
+        fake_io_answer(io, 0, io->count % 2 ? FAKE_WHOLE : -EIO);
+}
+
+/* What was handed to the drive has been read when the store has settled, whatever came of it, and
+ * no more is asked; a drive that does not answer is waited for as long as was said. */
+Test(reads, settles_before_it_is_closed)
+{
+    const struct shunt_patience short_one = {.deadline_ns = shunt_now_ns() + 50 * SHUNT_NS_PER_MS};
+    const struct shunt_patience long_one = {.deadline_ns = shunt_now_ns() + 60 * SHUNT_NS_PER_S};
+    struct bench *b = open_bench(8);
+
+    for (uint32_t key = 0; key < 4; key++)
+        cr_assert_eq(shunt_store_acquire(b->store, key, 1), 0);
+    pump(b, 0);
+    cr_assert_gt(b->io->flushed, 4);
+    shunt_store_settle(b->store, &short_one);
+    cr_expect_gt(b->io->count, 0);
+    fake_io_source.on_poll = answer_one;
+    shunt_store_settle(b->store, &long_one);
+    cr_expect_eq(b->io->count, 0);
+    cr_expect_eq(b->io->bytes, shunt_store_get_counters(b->store)->bytes[SHUNT_READ_DEMAND]);
+    shunt_store_settle(b->store, &short_one); /* nothing to wait for */
+    close_bench(b);
+}
