@@ -31,7 +31,7 @@ void complain_as(uint32_t rank)
 
 /* One line, whatever a name or a file has put into it, and one write: several nodes may complain at
  * a time. */
-static void print_message(const char *format, va_list args)
+__attribute__((format(printf, 1, 0))) static void print_message(const char *format, va_list args)
 {
     char text[8192];
 
