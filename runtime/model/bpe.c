@@ -5,6 +5,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
+
+#include "runtime/base/seed.h"
 
 #define NONE UINT32_MAX /* no neighbour; no token */
 
@@ -25,6 +28,7 @@ int shunt_bpe_init(struct shunt_bpe *bpe, uint32_t merge_max)
     bpe->merges = malloc((merge_max + 1u) * sizeof(*bpe->merges));
     bpe->slots = calloc(slot_count, sizeof(*bpe->slots));
     bpe->mask = slot_count - 1;
+    bpe->seed = shunt_hash_seed();
     if (bpe->merges && bpe->slots)
         return 0;
     shunt_bpe_fini(bpe);
@@ -41,9 +45,8 @@ void shunt_bpe_fini(struct shunt_bpe *bpe)
 /* The slot that holds the pair, or the free one where it belongs. */
 static uint32_t *find_slot(const struct shunt_bpe *bpe, uint32_t left, uint32_t right)
 {
-    /* 2^64 / golden ratio: neighbouring ids land far apart. */
-    uint64_t hash = ((uint64_t)left << 32 | right) * 0x9e3779b97f4a7c15u;
-    uint32_t at = (uint32_t)(hash >> 32) & bpe->mask;
+    const uint64_t pair = (uint64_t)left << 32 | right;
+    uint32_t at = (uint32_t)XXH3_64bits_withSeed(&pair, sizeof(pair), bpe->seed) & bpe->mask;
 
     while (bpe->slots[at]) {
         const struct shunt_bpe_merge *m = &bpe->merges[bpe->slots[at] - 1];

@@ -23,6 +23,7 @@ struct shunt_bpe {
     uint32_t merge_count;
     uint32_t *slots; /* owned: rank + 1, 0 is free; open addressing by (left, right) */
     uint32_t mask;   /* a power of 2, minus 1 */
+    uint64_t seed;
 };
 
 /* Room for `merge_max` merges (at most 2^24). byte_ids are the caller's to fill. Return: 0,

@@ -2,8 +2,8 @@
  *
  * Which model this is, to a rack whose nodes must all hold the same one. The header alone would not
  * tell two trainings of one architecture apart, and reading every weight would take as long as
- * loading them; the first bytes of each tensor change with any training or quantisation. It guards
- * against mistakes, not against an adversary.
+ * loading them; some bytes of every matrix change with any training or quantisation. A copy that
+ * is damaged elsewhere looks the same: that is for checksums.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -14,19 +14,50 @@
 
 #define SAMPLE_BYTES 4096u
 
+static int hash_sample(struct shunt_model *m, XXH3_state_t *state, unsigned char *sample,
+                       uint64_t off, uint64_t bytes, struct shunt_error *err)
+{
+    size_t len = bytes < SAMPLE_BYTES ? (size_t)bytes : SAMPLE_BYTES;
+    int rc = shunt_file_read(&m->file, off, len, sample, &m->startup_bytes, err);
+
+    if (!rc)
+        XXH3_128bits_update(state, sample, len);
+    return rc;
+}
+
+/* One block of one matrix of every expert, each at another place of it: the matrices of a layer's
+ * experts lie in one tensor, and each expert is trained for itself. */
+static int hash_experts(struct shunt_model *m, XXH3_state_t *state, unsigned char *sample,
+                        struct shunt_error *err)
+{
+    uint32_t key = 0;
+
+    for (uint32_t l = 0; l < m->arch.layer_count; l++) {
+        for (uint32_t e = 0; e < m->arch.expert_count; e++, key++) {
+            const struct shunt_expert_part *part = &m->layers[l].parts[key % SHUNT_PARTS];
+            uint64_t blocks = part->stride / SAMPLE_BYTES;
+            uint64_t at = blocks > 1 ? key * 0x9e3779b1ull % blocks * SAMPLE_BYTES : 0;
+            int rc = hash_sample(m, state, sample, part->off + e * part->stride + at,
+                                 part->stride - at, err);
+
+            if (rc)
+                return rc;
+        }
+    }
+    return 0;
+}
+
 static int hash_samples(struct shunt_model *m, XXH3_state_t *state, unsigned char *sample,
                         struct shunt_error *err)
 {
     for (uint32_t i = 0; i < m->gguf.tensor_count; i++) {
         const struct shunt_gguf_tensor *t = &m->gguf.tensors[i];
-        size_t len = t->bytes < SAMPLE_BYTES ? (size_t)t->bytes : SAMPLE_BYTES;
-        int rc = shunt_file_read(&m->file, t->off, len, sample, &m->startup_bytes, err);
+        int rc = hash_sample(m, state, sample, t->off, t->bytes, err);
 
         if (rc)
             return rc;
-        XXH3_128bits_update(state, sample, len);
     }
-    return 0;
+    return hash_experts(m, state, sample, err);
 }
 
 int shunt_model_take_fingerprint(struct shunt_model *m, struct shunt_error *err)

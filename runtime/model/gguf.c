@@ -13,6 +13,7 @@
 #include "kernels/weight_type.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/carve.h"
+#include "runtime/base/seed.h"
 
 /* What is read at a time: larger than most headers without a tokenizer, small beside one with. */
 #define READ_STEP (1u << 20)
@@ -442,7 +443,7 @@ static bool equal(const struct shunt_gguf_string *a, const char *data, size_t le
 static uint32_t *find_slot(const struct shunt_gguf_index *index, const void *table, size_t stride,
                            const char *data, size_t len)
 {
-    uint32_t at = (uint32_t)XXH3_64bits(data, len) & index->mask;
+    uint32_t at = (uint32_t)XXH3_64bits_withSeed(data, len, index->seed) & index->mask;
 
     while (index->slots[at] && !equal(name_at(table, stride, index->slots[at] - 1), data, len))
         at = (at + 1) & index->mask;
@@ -462,6 +463,7 @@ static int build_index(struct shunt_gguf_index *index, const void *table, size_t
         return shunt_error_set(err, -ENOMEM, "%s: out of memory for the index of %" PRIu32 " %ss",
                                path, count, what);
     index->mask = slot_count - 1;
+    index->seed = shunt_hash_seed();
     for (uint32_t i = 0; i < count; i++) {
         const struct shunt_gguf_string *name = name_at(table, stride, i);
         uint32_t *slot = find_slot(index, table, stride, name->data, name->len);

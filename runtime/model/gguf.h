@@ -83,6 +83,7 @@ struct shunt_gguf_tensor {
 struct shunt_gguf_index {
     uint32_t *slots; /* owned */
     uint32_t mask;   /* a power of 2, minus 1 */
+    uint64_t seed;
 };
 
 struct shunt_gguf {

@@ -99,8 +99,8 @@ static inline bool shunt_model_is_end(const struct shunt_model *model, int32_t i
                             : id >= 0 && id == model->eos_id;
 }
 
-/* Fills fingerprint: XXH3 of the header, the file's size and the first bytes of every tensor. Reads
- * the samples from the drive and adds them to startup_bytes. */
+/* Fills fingerprint: XXH3 of the header, the file's size, the first bytes of every tensor and a
+ * block of every expert. Reads the samples from the drive and adds them to startup_bytes. */
 int shunt_model_take_fingerprint(struct shunt_model *model, struct shunt_error *err);
 
 #endif

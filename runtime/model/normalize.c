@@ -18,6 +18,10 @@
 
 #define UTF8_MAX 4u /* bytes of a code point */
 
+/* Hangul's TBase, the point before the first trailing consonant. It joins nothing, but utf8proc 2.8
+ * takes it for a consonant and drops it: texts are composed from one to the next. */
+#define BEFORE_TRAILING 0x11a7
+
 size_t shunt_utf8_check(const char *text, size_t len)
 {
     const utf8proc_uint8_t *bytes = (const utf8proc_uint8_t *)text;
@@ -152,18 +156,31 @@ static int order_marks(struct shunt_normalizer *n)
     return 0;
 }
 
-static int normalize_part(struct shunt_normalizer *n, const char *text, size_t len)
+static int compose(struct shunt_normalizer *n, int32_t *points, size_t count)
 {
-    utf8proc_ssize_t count;
+    utf8proc_ssize_t left = utf8proc_normalize_utf32(points, (utf8proc_ssize_t)count, COMPOSE);
 
-    if (decompose(n, text, len) || order_marks(n))
-        return -ENOMEM;
-    count = utf8proc_normalize_utf32(n->points, (utf8proc_ssize_t)n->point_count, COMPOSE);
-    for (utf8proc_ssize_t i = 0; i < count; i++) {
+    for (utf8proc_ssize_t i = 0; i < left; i++) {
         if (reserve_out(n, UTF8_MAX))
             return -ENOMEM;
         n->out_len +=
-            (size_t)utf8proc_encode_char(n->points[i], (utf8proc_uint8_t *)n->out + n->out_len);
+            (size_t)utf8proc_encode_char(points[i], (utf8proc_uint8_t *)n->out + n->out_len);
+    }
+    return 0;
+}
+
+static int normalize_part(struct shunt_normalizer *n, const char *text, size_t len)
+{
+    size_t begin = 0;
+
+    if (decompose(n, text, len) || order_marks(n))
+        return -ENOMEM;
+    for (size_t i = 1; i <= n->point_count; i++) {
+        if (i < n->point_count && n->points[i] != BEFORE_TRAILING)
+            continue;
+        if (compose(n, n->points + begin, i - begin))
+            return -ENOMEM;
+        begin = i;
     }
     return 0;
 }

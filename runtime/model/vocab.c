@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "runtime/base/bytes.h"
+#include "runtime/base/seed.h"
 #include "runtime/model/normalize.h"
 #include "runtime/model/tokenizer.h"
 
@@ -259,7 +260,7 @@ void shunt_vocab_fini(struct shunt_vocab *vocab)
 static uint32_t *find_slot(const struct shunt_vocab_index *index, const char *text, size_t len)
 {
     const struct shunt_vocab *v = index->vocab;
-    uint32_t at = (uint32_t)XXH3_64bits(text, len) & index->mask;
+    uint32_t at = (uint32_t)XXH3_64bits_withSeed(text, len, index->seed) & index->mask;
 
     while (index->slots[at]) {
         const struct shunt_token *token = &v->tokens[index->slots[at] - 1];
@@ -279,6 +280,7 @@ int shunt_vocab_index_init(struct shunt_vocab_index *index, const struct shunt_v
         slot_count *= 2;
     index->vocab = vocab;
     index->mask = slot_count - 1;
+    index->seed = shunt_hash_seed();
     index->slots = calloc(slot_count, sizeof(*index->slots));
     if (!index->slots)
         return -ENOMEM;

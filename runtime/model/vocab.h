@@ -48,6 +48,7 @@ struct shunt_vocab_index {
     const struct shunt_vocab *vocab;
     uint32_t *slots; /* owned: id + 1, 0 is free; open addressing */
     uint32_t mask;   /* a power of 2, minus 1 */
+    uint64_t seed;
 };
 
 #define SHUNT_TOKEN_NONE UINT32_MAX

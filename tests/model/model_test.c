@@ -400,7 +400,12 @@ Test(model, refuses_a_tokenizer_of_another_size)
 
 /* ---- fingerprint */
 
-static void fingerprint_of(const struct tiny_model *m, const size_t *changed, uint8_t out[16])
+struct change {
+    size_t before_end, count; /* bytes */
+};
+
+static void fingerprint_of(const struct tiny_model *m, const struct change *changed,
+                           uint8_t out[16])
 {
     struct gguf_writer w;
     struct shunt_error err;
@@ -408,7 +413,8 @@ static void fingerprint_of(const struct tiny_model *m, const size_t *changed, ui
 
     tiny_write(m, &w);
     if (changed)
-        w.data[w.len - *changed] ^= 1;
+        for (size_t i = 0; i < changed->count; i++)
+            w.data[w.len - changed->before_end + i] ^= 1;
     cr_assert_eq(open_bytes(w.data, w.len, &model, &err), 0, "%s", err.text);
     memcpy(out, info_of(model).fingerprint, 16);
     shunt_model_close(model);
@@ -417,10 +423,11 @@ static void fingerprint_of(const struct tiny_model *m, const size_t *changed, ui
 
 Test(model, fingerprint_tells_models_apart)
 {
-    static const size_t last_expert_bytes = 4 * 32 * 34, weight = 100, tail = 40;
+    enum { EXPERT = 32 * 34, EXPERTS = 4, PARTS = 3 }; /* bytes; Q8_0, 32 x 32 */
     struct tiny_model *m = malloc(sizeof(*m));
     uint8_t first[16], again[16], other[16];
-    size_t changed = last_expert_bytes - weight;
+    struct change changed = {EXPERTS * EXPERT - 100, 1};
+    uint32_t seen = 0;
 
     cr_assert(m);
     tiny_init(m);
@@ -429,9 +436,14 @@ Test(model, fingerprint_tells_models_apart)
     cr_expect_arr_eq(first, again, 16);
     fingerprint_of(m, &changed, other); /* a weight at the beginning of the last tensor */
     cr_expect_arr_neq(first, other, 16);
-    changed = tail; /* beyond its first 4096 bytes: not looked at */
-    fingerprint_of(m, &changed, other);
-    cr_expect_arr_eq(first, other, 16);
+    /* The end of the last expert: of the three tensors only the first 4096 bytes are looked at, but
+     * of the expert one matrix. */
+    for (uint32_t part = 0; part < PARTS; part++) {
+        changed = (struct change){part * EXPERTS * EXPERT + 40, 40};
+        fingerprint_of(m, &changed, other);
+        seen += memcmp(first, other, 16) != 0;
+    }
+    cr_expect_eq(seen, 1);
     tiny_string(m, "general.name", "other");
     fingerprint_of(m, NULL, other);
     cr_expect_arr_neq(first, other, 16);
