@@ -233,10 +233,13 @@ static void planning_message(void *engine, uint32_t rank, uint32_t type, const v
     shunt_planning_message(e->planning, rank, type, data, bytes);
 }
 
-static void planning_tick(void *engine)
+static void control_tick(void *engine)
 {
     struct shunt *e = engine;
+    struct shunt_error why;
 
+    if (shunt_store_check_file(e->store, &why))
+        shunt_rack_fail(e->rack, &why);
     shunt_planning_tick(e->planning);
 }
 
@@ -257,7 +260,7 @@ static int start_control(struct shunt *e, struct shunt_error *err)
         .ctx = e,
         .down = shunt_engine_down,
         .message = planning_message,
-        .tick = planning_tick,
+        .tick = control_tick,
     };
     int rc = shunt_planning_open(&e->planning, &cfg, err);
 
@@ -353,8 +356,8 @@ static void destroy(struct shunt *e)
     shunt_planning_close(e->planning);
     shunt_exchange_close(&e->exchange);
     shunt_pool_close(e->pool);
-    shunt_store_close(e->store); /* before the arena it reads into */
-    shunt_arena_fini(&e->arena);
+    if (shunt_store_close(e->store)) /* else somebody may still write into the arena */
+        shunt_arena_fini(&e->arena);
     if (e->wake_fd >= 0)
         close(e->wake_fd);
     if (e->abort_fd >= 0)

@@ -6,6 +6,7 @@
  * when nobody has work, nobody announces, and the rack sleeps until somebody does.
  */
 #include <errno.h>
+#include <fenv.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -298,27 +299,30 @@ static int run(struct shunt *e, struct shunt_error *err)
 }
 
 /* Guesses may be under way: they are read to their end, for numbers that are final. */
-static void settle_reads(struct shunt *e)
+static int finish_reads(struct shunt *e, struct shunt_error *err)
 {
     const struct shunt_patience patience = {.deadline_ns = shunt_now_ns() + SETTLE_NS,
                                             .abort = &e->abort};
 
     shunt_store_settle(e->store, &patience);
+    return shunt_store_check_file(e->store, err);
 }
 
 void *shunt_engine_main(void *engine)
 {
     struct shunt *e = engine;
     struct shunt_error err;
-    int rc = run(e, &err);
+    int rc;
 
+    fesetenv(FE_DFL_ENV); /* a thread begins with its creator's; kernels.h asks for this one */
+    rc = run(e, &err);
+    if (!rc)
+        rc = finish_reads(e, &err);
     if (rc && e->progress.lost_peer < e->node_count)
         shunt_rack_peer_lost(e->rack, e->progress.lost_peer, &err);
     else if (rc && rc != -ECANCELED) /* told to stop: the goodbye says that, or the rack is down */
         shunt_rack_fail(e->rack, &err);
     shunt_lanes_end_all(e, rc ? SHUNT_END_ERROR : SHUNT_END_CANCELLED);
-    if (!rc)
-        settle_reads(e);
     shunt_engine_publish(e);
     /* Before the event: who closes on it finds the engine ended in order. */
     atomic_store(&e->finished, 1);

@@ -7,8 +7,9 @@
  *   flush    hands what was queued to the kernel or the threads; never blocks
  *   poll     hands out completions
  *   fd       readable while completions wait, for a thread that sleeps
- *   close    waits for reads in flight (a drive that never answers: 5 s where that is safe) and
- *            gives everything back
+ *   close    waits for reads in flight and gives everything back. A drive that does not answer is
+ *            given SHUNT_IO_CLOSE_NS; then false says that files and buffers are still in use, and
+ *            must stay where they are for good
  *
  * Contract
  * - At most `depth` reads are in flight; one more is -EAGAIN and changes nothing.
@@ -21,10 +22,12 @@
 #define SHUNT_STORE_EXPERT_IO_H
 
 #include "runtime/base/arena.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/notify.h"
 #include "runtime/store/file.h"
 
 #define SHUNT_IO_NO_BLOCK UINT32_MAX
+#define SHUNT_IO_CLOSE_NS (5 * SHUNT_NS_PER_S)
 
 struct shunt_expert_io;
 
@@ -62,7 +65,7 @@ struct shunt_expert_io_ops {
     /* Return: completions written, at most `max`. */
     uint32_t (*poll)(struct shunt_expert_io *io, struct shunt_io_done *done, uint32_t max);
     int (*fd)(const struct shunt_expert_io *io);
-    void (*close)(struct shunt_expert_io *io);
+    bool (*close)(struct shunt_expert_io *io);
 };
 
 extern const struct shunt_expert_io_ops shunt_io_pread;

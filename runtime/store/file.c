@@ -73,6 +73,11 @@ static int open_fd(struct shunt_file *file, enum shunt_io_mode mode, struct shun
     return 0;
 }
 
+static int64_t mtime_ns(const struct stat *st)
+{
+    return (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
+}
+
 static const char *kind_of(mode_t mode)
 {
     if (S_ISDIR(mode))
@@ -128,7 +133,7 @@ int shunt_file_open(struct shunt_file *file, const char *path, enum shunt_io_mod
     file->bytes = (uint64_t)st.st_size;
     file->dev = st.st_dev;
     file->ino = st.st_ino;
-    file->mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+    file->mtime_ns = mtime_ns(&st);
     return 0;
 err:
     shunt_file_close(file);
@@ -150,6 +155,19 @@ bool shunt_file_same(const struct shunt_file *a, const struct shunt_file *b)
 {
     return a->dev == b->dev && a->ino == b->ino && a->bytes == b->bytes &&
            a->mtime_ns == b->mtime_ns;
+}
+
+int shunt_file_check(const struct shunt_file *file, struct shunt_error *err)
+{
+    struct stat st;
+
+    if (fstat(file->fd, &st) == 0 && (uint64_t)st.st_size == file->bytes &&
+        mtime_ns(&st) == file->mtime_ns)
+        return 0;
+    return shunt_error_set(err, -ESTALE,
+                           "%s was changed while it was in use, so what was computed may be wrong; "
+                           "put a new model beside the old one and rename it",
+                           file->path);
 }
 
 /* Reads at most `len` aligned bytes at an aligned offset into an aligned buffer; whole unless the

@@ -37,6 +37,10 @@ void shunt_file_close(struct shunt_file *file);
 /* True when both are the same unchanged file. */
 bool shunt_file_same(const struct shunt_file *a, const struct shunt_file *b);
 
+/* Whether the open file still is as it was when it was opened: somebody may write into it. Return:
+ * 0; -ESTALE naming the file. */
+int shunt_file_check(const struct shunt_file *file, struct shunt_error *err);
+
 /* Reads [off, off + len) into dst (any address), rounding out as the drive wants through an aligned
  * buffer of its own when needed. Blocks. *device_bytes (may be NULL) grows by what was asked of the
  * file system. Return: 0; -EIO with the file, offset and cause; -EBADMSG when the file ends before

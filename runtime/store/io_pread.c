@@ -35,9 +35,10 @@ struct shunt_expert_io {
     uint32_t thread_count;
     sem_t posted; /* entries posted and not yet taken, plus one per thread at the end */
     _Atomic uint32_t stop;
-    uint32_t in_flight;    /* owner's */
-    uint32_t queued;       /* owner's: entries to post at the next flush */
-    struct entry *entries; /* [depth] */
+    _Atomic uint32_t working; /* threads that may be reading */
+    uint32_t in_flight;       /* owner's */
+    uint32_t queued;          /* owner's: entries to post at the next flush */
+    struct entry *entries;    /* [depth] */
 };
 
 static int32_t read_once(const struct shunt_expert_io *io, const struct shunt_io_read *read)
@@ -71,23 +72,43 @@ static void *reader_main(void *arg)
 
         while (sem_wait(&io->posted))
             ;
+        /* Before looking at `stop`: whoever has set that and sees nobody working knows that nobody
+         * will. */
+        atomic_fetch_add(&io->working, 1);
+        if (!atomic_load(&io->stop)) {
+            e = take(io);
+            e->result = read_once(io, &e->read);
+            atomic_store(&e->state, DONE);
+            if (write(io->eventfd, &one, sizeof(one)) < 0)
+                e = NULL; /* the counter is full, so it is readable */
+        }
+        atomic_fetch_sub(&io->working, 1);
         if (atomic_load(&io->stop))
             return NULL;
-        e = take(io);
-        e->result = read_once(io, &e->read);
-        atomic_store(&e->state, DONE);
-        if (write(io->eventfd, &one, sizeof(one)) < 0)
-            continue; /* the counter is full, so it is readable */
     }
 }
 
-static void pread_close(struct shunt_expert_io *io)
+static bool wait_for_threads(struct shunt_expert_io *io)
+{
+    int64_t deadline = shunt_now_ns() + SHUNT_IO_CLOSE_NS;
+
+    while (atomic_load(&io->working) > 0 && shunt_now_ns() < deadline)
+        usleep(500);
+    return atomic_load(&io->working) == 0;
+}
+
+static bool pread_close(struct shunt_expert_io *io)
 {
     if (!io)
-        return;
+        return true;
     atomic_store(&io->stop, 1);
     for (uint32_t i = 0; i < io->thread_count; i++)
         sem_post(&io->posted);
+    if (!wait_for_threads(io)) {
+        for (uint32_t i = 0; i < io->thread_count; i++)
+            pthread_detach(io->threads[i]);
+        return false; /* and `io` is theirs */
+    }
     for (uint32_t i = 0; i < io->thread_count; i++)
         pthread_join(io->threads[i], NULL);
     sem_destroy(&io->posted);
@@ -95,6 +116,7 @@ static void pread_close(struct shunt_expert_io *io)
         close(io->eventfd);
     free(io->entries);
     free(io);
+    return true;
 }
 
 static int start_threads(struct shunt_expert_io *io, struct shunt_error *err)

@@ -11,8 +11,6 @@
 
 #include "runtime/store/expert_io.h"
 
-#define CLOSE_WAIT_S 5
-
 struct shunt_expert_io {
     struct io_uring ring;
     uint32_t depth;
@@ -55,23 +53,39 @@ static void register_blocks(struct shunt_expert_io *io, const struct shunt_io_co
                      (unsigned long long)(bytes >> 10) + 8192);
 }
 
-static void uring_close(struct shunt_expert_io *io)
+static void wait_for_reads(struct shunt_expert_io *io)
 {
-    struct __kernel_timespec limit = {.tv_sec = CLOSE_WAIT_S};
-    struct io_uring_cqe *cqe;
+    int64_t deadline = shunt_now_ns() + SHUNT_IO_CLOSE_NS;
 
-    if (!io)
-        return;
     io_uring_submit(&io->ring);
-    /* Past the limit the kernel keeps the pages of what is still under way, so nobody else's memory
-     * is written when the arena goes. */
-    while (io->in_flight > 0 && io_uring_wait_cqe_timeout(&io->ring, &cqe, &limit) == 0) {
+    while (io->in_flight > 0) {
+        int64_t left = deadline - shunt_now_ns();
+        struct __kernel_timespec limit = {.tv_sec = left / SHUNT_NS_PER_S,
+                                          .tv_nsec = left % SHUNT_NS_PER_S};
+        struct io_uring_cqe *cqe;
+        int rc = left > 0 ? io_uring_wait_cqe_timeout(&io->ring, &cqe, &limit) : -ETIME;
+
+        if (rc == -EINTR)
+            continue;
+        if (rc)
+            return;
         io_uring_cqe_seen(&io->ring, cqe);
         io->in_flight--;
     }
+}
+
+static bool uring_close(struct shunt_expert_io *io)
+{
+    bool idle;
+
+    if (!io)
+        return true;
+    wait_for_reads(io);
+    idle = io->in_flight == 0;
     io_uring_queue_exit(&io->ring);
     free(io->fds);
     free(io);
+    return idle;
 }
 
 static int uring_open(struct shunt_expert_io **out, const struct shunt_io_config *cfg,

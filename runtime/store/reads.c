@@ -13,6 +13,8 @@
 #include "runtime/store/store_impl.h"
 
 #define RETRIES_MAX 2u
+/* The same for a read that only was interrupted, or came at a bad moment. */
+#define AGAINS_MAX 1000u
 
 /* Before anything has been measured: a modest SATA SSD, so that the first guesses are few. */
 #define BYTES_PER_S_START (400ull << 20)
@@ -252,7 +254,7 @@ static int fail(struct shunt_store *store, const struct shunt_chunk *c, int32_t 
     return shunt_error_set(&store->error, result,
                            "%s: reading %" PRIu32 " bytes at offset %" PRIu64
                            " failed %u times: %s",
-                           path, c->bytes - c->done, at, RETRIES_MAX + 1, strerror(-result));
+                           path, c->bytes - c->done, at, c->retries + 1, strerror(-result));
 }
 
 /* Asks again for what a short or interrupted read left. Return: true when it was asked. */
@@ -260,12 +262,10 @@ static bool resume_chunk(struct shunt_store *store, uint32_t tag, int32_t result
 {
     struct shunt_chunk *c = &store->chunks[tag];
 
-    if (result == -EINTR || result == -EAGAIN) {
-        submit_chunk(store, tag);
-        return true;
-    }
     if (result <= 0) {
-        if (result == 0 || c->retries == RETRIES_MAX)
+        uint32_t max = result == -EINTR || result == -EAGAIN ? AGAINS_MAX : RETRIES_MAX;
+
+        if (result == 0 || c->retries >= max)
             return false;
         c->retries++;
     } else {

@@ -62,7 +62,10 @@ struct shunt_store;
 
 int shunt_store_open(struct shunt_store **store, struct shunt_arena *arena,
                      const struct shunt_store_config *cfg, struct shunt_error *err);
-void shunt_store_close(struct shunt_store *store);
+
+/* Return: false when the drive has not answered (SHUNT_IO_CLOSE_NS) and may still write into the
+ * arena, which then must stay mapped. */
+bool shunt_store_close(struct shunt_store *store);
 
 /* Waits until what was handed to the drive has been read, so that the counters are what was read;
  * or until patience ends. After it the store can only be closed. */
@@ -122,6 +125,9 @@ int shunt_store_pump(struct shunt_store *store);
 void shunt_store_watched(struct shunt_store *store);
 
 const struct shunt_error *shunt_store_error(const struct shunt_store *store);
+
+/* Whether the model file still is what was opened. Any thread. Return: 0; -ESTALE. */
+int shunt_store_check_file(const struct shunt_store *store, struct shunt_error *err);
 
 /* True while reads of any class are queued or in flight. */
 bool shunt_store_busy(const struct shunt_store *store);

@@ -336,6 +336,11 @@ int shunt_store_open(struct shunt_store **out, struct shunt_arena *arena,
     return 0;
 }
 
+int shunt_store_check_file(const struct shunt_store *store, struct shunt_error *err)
+{
+    return shunt_file_check(&store->file, err);
+}
+
 void shunt_store_settle(struct shunt_store *store, const struct shunt_patience *patience)
 {
     struct shunt_io_done done[SHUNT_IO_DEPTH];
@@ -350,16 +355,17 @@ void shunt_store_settle(struct shunt_store *store, const struct shunt_patience *
     }
 }
 
-void shunt_store_close(struct shunt_store *store)
+bool shunt_store_close(struct shunt_store *store)
 {
     if (!store)
-        return;
-    if (store->io)
-        store->ops->close(store->io);
+        return true;
+    if (store->io && !store->ops->close(store->io))
+        return false; /* the store stays as well: a thread may be reading its file */
     shunt_file_close(&store->file);
     free(store->layouts);
     free(store->slot_of);
     free(store->placed);
     free(store->slots);
     free(store);
+    return true;
 }

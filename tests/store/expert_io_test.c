@@ -7,9 +7,12 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "runtime/base/clock.h"
@@ -451,7 +454,7 @@ static void closes_with_reads_in_flight(const struct shunt_expert_io_ops *ops)
         }
         if (round % 5 == 0 && r.ops->flush(r.io) == 0)
             r.ops->poll(r.io, done, 3);
-        r.ops->close(r.io);
+        cr_assert(r.ops->close(r.io));
         for (uint32_t tag = 0; tag < 16; tag++)
             memset(buffer(&r, tag), FRESH, READ_MAX);
         /* Time for what should not come. */
@@ -463,6 +466,71 @@ static void closes_with_reads_in_flight(const struct shunt_expert_io_ops *ops)
     tear_down(&r);
 }
 EACH_BACKEND(closes_with_reads_in_flight)
+
+/* A read that is answered when the test says so: of a pipe, which only io_uring can ask. */
+static void read_from_pipe(struct rig *r, int fds[2])
+{
+    struct shunt_io_read read;
+
+    prepare(r, &shunt_io_uring, 4, SHUNT_IO_AUTO);
+    cr_assert_eq(pipe(fds), 0);
+    r->files[1].fd = fds[0];
+    start(r, NULL, 0);
+    read = read_of(r, 0, 0, 4096);
+    read.file = 1;
+    read.block = SHUNT_IO_NO_BLOCK;
+    cr_assert_eq(r->ops->submit(r->io, &read), 0);
+    cr_assert_eq(r->ops->flush(r->io), 0);
+}
+
+static void ignore(int number)
+{
+    (void)number;
+}
+
+static void *answer_later(void *arg)
+{
+    usleep(300000);
+    cr_assert_eq(write(*(const int *)arg, "late", 4), 4);
+    return NULL;
+}
+
+/* Signals that interrupt its sleep do not make it leave early. */
+Test(io_uring, close_waits_through_signals, .timeout = 60)
+{
+    const struct itimerval often = {.it_interval.tv_usec = 10000, .it_value.tv_usec = 10000};
+    const struct sigaction action = {.sa_handler = ignore};
+    pthread_t thread;
+    struct rig r;
+    int fds[2];
+
+    read_from_pipe(&r, fds);
+    sigaction(SIGALRM, &action, NULL);
+    cr_assert_eq(pthread_create(&thread, NULL, answer_later, &fds[1]), 0);
+    setitimer(ITIMER_REAL, &often, NULL);
+    cr_expect(r.ops->close(r.io));
+    setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
+    cr_expect_eq(memcmp(buffer(&r, 0), "late", 4), 0);
+    pthread_join(thread, NULL);
+    start(&r, NULL, 0);
+    tear_down(&r);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+/* It says that the buffer is still spoken for. */
+Test(io_uring, close_gives_up_on_a_read_that_is_not_answered, .timeout = 60)
+{
+    struct rig r;
+    int fds[2];
+
+    read_from_pipe(&r, fds);
+    cr_expect_not(r.ops->close(r.io));
+    start(&r, NULL, 0);
+    tear_down(&r);
+    close(fds[0]);
+    close(fds[1]);
+}
 
 /* ---- registration */
 

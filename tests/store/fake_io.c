@@ -109,10 +109,11 @@ static int no_fd(const struct shunt_expert_io *io)
     return -1;
 }
 
-static void close_fake(struct shunt_expert_io *io)
+static bool close_fake(struct shunt_expert_io *io)
 {
     free(io);
     fake_io_open = NULL;
+    return true;
 }
 
 const struct shunt_expert_io_ops fake_io = {

@@ -326,6 +326,28 @@ Test(file, opens_an_empty_file)
     close(fd);
 }
 
+Test(file, notices_that_it_is_written_to)
+{
+    struct shunt_error err = {0};
+    struct source s;
+    struct shunt_file f;
+
+    set_up(&s);
+    open_as(&f, s.path, SHUNT_IO_AUTO);
+    cr_expect_eq(shunt_file_check(&f, &err), 0);
+    cr_assert_eq(pwrite(s.fd, "x", 1, 5), 1);
+    cr_assert_eq(futimens(s.fd, (const struct timespec[2]){{1, 0}, {1, 0}}), 0);
+    cr_expect_eq(shunt_file_check(&f, &err), -ESTALE);
+    cr_expect(strstr(err.text, s.path) && strstr(err.text, "changed"), "%s", err.text);
+    shunt_file_close(&f);
+    open_as(&f, s.path, SHUNT_IO_AUTO);
+    cr_expect_eq(shunt_file_check(&f, &err), 0);
+    cr_assert_eq(ftruncate(s.fd, 4096), 0);
+    cr_expect_eq(shunt_file_check(&f, &err), -ESTALE, "cut");
+    shunt_file_close(&f);
+    tear_down(&s);
+}
+
 Test(file, knows_the_same_file_again)
 {
     struct shunt_file a, b, c;

@@ -377,6 +377,28 @@ Test(reads, goes_on_after_short_and_interrupted_answers)
     close_bench(b);
 }
 
+static void never_now(void *ctx, struct shunt_expert_io *io)
+{
+    (void)ctx;
+    fake_io_answer_all(io, -EAGAIN);
+}
+
+/* A drive that always says "not now" is not asked for ever. */
+Test(reads, gives_up_when_it_is_never_a_good_moment)
+{
+    struct bench *b = open_bench(4);
+    uint32_t pumps = 0;
+
+    fake_io_source.on_poll = never_now;
+    fake_io_source.on_submit = NULL;
+    cr_assert_eq(shunt_store_speculate(b->store, 0, 1, 2, true), 1);
+    while (shunt_store_pump(b->store) == 0)
+        cr_assert_lt(pumps++, 100000);
+    cr_expect_eq(shunt_store_error(b->store)->code, -EAGAIN);
+    cr_expect_gt(pumps, 100);
+    close_bench(b);
+}
+
 /* What the text of a failure names. */
 static void expect_failure(struct bench *b, int code, uint64_t at, const char *what)
 {
