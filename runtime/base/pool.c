@@ -2,6 +2,7 @@
 #include "runtime/base/pool.h"
 
 #include <errno.h>
+#include <fenv.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -76,6 +77,7 @@ static void *helper_main(void *arg)
     struct shunt_pool *pool = h->pool;
     uint32_t seen = 0;
 
+    fesetenv(FE_DFL_ENV); /* a thread begins with its creator's; kernels.h asks for this one */
     for (;;) {
         uint32_t run = atomic_load_explicit(&pool->run, memory_order_acquire);
 

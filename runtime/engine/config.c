@@ -19,6 +19,8 @@
 #define THREAD_BYTES  (160u << 10)
 #define PROCESS_BYTES (2u << 20)
 
+#define KV_BYTES_MAX (1ull << 60)
+
 /* Of what is free, where no limit is given: the rest is for everybody else. */
 #define MACHINE_SHARE_PERCENT 85u
 
@@ -221,10 +223,18 @@ static uint64_t measure_work(const struct shunt_options *o, const struct shunt_m
     return pages(carve.used) + keys * 64 + (e.rank == 0 ? keys * e.node_count * 20 : 0);
 }
 
+/* More than any machine has where the product does not fit: the limits of an architecture are wide
+ * apart from each other. */
 static uint64_t kv_bytes(const struct shunt_options *o, const struct shunt_arch *a)
 {
-    return (uint64_t)o->cfg.sequences_max * a->layer_count * 2 * a->kv_head_count * o->cfg.context *
-           a->head_dim * sizeof(float);
+    const uint64_t factors[] = {o->cfg.sequences_max, a->layer_count, a->kv_head_count,
+                                o->cfg.context,       a->head_dim,    2 * sizeof(float)};
+    uint64_t bytes = 1;
+
+    for (size_t i = 0; i < sizeof(factors) / sizeof(factors[0]); i++)
+        if (__builtin_mul_overflow(bytes, factors[i], &bytes) || bytes > KV_BYTES_MAX)
+            return KV_BYTES_MAX;
+    return bytes;
 }
 
 static uint64_t slot_bytes(const struct shunt_model *model, uint32_t slots)

@@ -5,6 +5,7 @@
  * What a program that embeds libshunt relies on, through shunt.h alone.
  */
 #include <errno.h>
+#include <fenv.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -360,6 +361,25 @@ static bool sampling_is_reproducible(void)
     return true;
 }
 
+/* Threads inherit the floating-point environment of whoever creates them. */
+static bool the_callers_rounding_does_not_show(void)
+{
+    struct shunt_config cfg = config();
+    struct shunt_request r = request(32);
+    struct heard nearest, downward;
+    shunt *engine;
+
+    cfg.threads = 2;
+    engine = open_engine(&cfg);
+    EXPECT(engine && generate(engine, &r, &nearest) && shunt_close(engine, TIMEOUT) == 0);
+    fesetround(FE_DOWNWARD);
+    engine = open_engine(&cfg);
+    fesetround(FE_TONEAREST);
+    EXPECT(engine && generate(engine, &r, &downward) && shunt_close(engine, TIMEOUT) == 0);
+    EXPECT(nearest.end.digest == downward.end.digest && nearest.end.digest != 0);
+    return true;
+}
+
 static bool the_descriptor_tells_of_events(void)
 {
     struct shunt_config cfg = config();
@@ -534,6 +554,7 @@ static const struct {
     {"text is the tokens' text", text_is_the_tokens_text},
     {"a stop string ends before itself", a_stop_string_ends_before_itself},
     {"sampling is reproducible", sampling_is_reproducible},
+    {"the caller's rounding does not show", the_callers_rounding_does_not_show},
     {"the descriptor tells of events", the_descriptor_tells_of_events},
     {"closing cancels what runs", closing_cancels_what_runs},
     {"a footprint is what an engine takes", a_footprint_is_what_an_engine_takes},
