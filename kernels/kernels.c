@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/kernels.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "kernels/ref/ref.h"
@@ -45,6 +46,16 @@ uint32_t shunt_kernels_available(void)
         if (shunt_kernels_get((enum shunt_kernel_level)level))
             available |= 1u << level;
     return available;
+}
+
+void shunt_kernels_names(uint32_t levels, char *list, size_t bytes)
+{
+    size_t len = 0;
+
+    snprintf(list, bytes, "none known here");
+    for (uint32_t i = 0; i < SHUNT_KERNEL_LEVELS && len < bytes; i++)
+        if (levels & 1u << i)
+            len += (size_t)snprintf(list + len, bytes - len, "%s%s", len ? ", " : "", names[i]);
 }
 
 int shunt_kernels_from_name(const char *name, enum shunt_kernel_level *level)

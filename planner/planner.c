@@ -3,13 +3,13 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "planner/node_set.h"
 #include "planner/placement.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/thread.h"
 
 struct shunt_planner {
     struct shunt_planner_config cfg;
@@ -171,7 +171,6 @@ int shunt_planner_open(struct shunt_planner **out, const struct shunt_planner_co
                        struct shunt_error *err)
 {
     struct shunt_planner *p = calloc(1, sizeof(*p));
-    sigset_t all, before;
     int rc;
 
     if (!p)
@@ -184,14 +183,11 @@ int shunt_planner_open(struct shunt_planner **out, const struct shunt_planner_co
         shunt_planner_close(p);
         return shunt_error_set(err, -ENOMEM, "out of memory for the planner");
     }
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(&p->thread, NULL, planner_main, p);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    rc = shunt_thread_create(&p->thread, planner_main, p);
     p->started = rc == 0;
     if (rc) {
         shunt_planner_close(p);
-        return shunt_error_set(err, -rc, "cannot start the planner thread: %s", strerror(rc));
+        return shunt_error_set(err, rc, "cannot start the planner thread: %s", strerror(-rc));
     }
     *out = p;
     return 0;

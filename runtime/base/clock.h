@@ -18,6 +18,14 @@ static inline int64_t shunt_now_ns(void)
     return (int64_t)t.tv_sec * SHUNT_NS_PER_S + t.tv_nsec;
 }
 
+/* The moment `ns` from now; of very long times the end of all. */
+static inline int64_t shunt_deadline_ns(int64_t ns)
+{
+    int64_t now = shunt_now_ns();
+
+    return ns < INT64_MAX - now ? now + ns : INT64_MAX;
+}
+
 static inline struct timespec shunt_timespec(int64_t ns)
 {
     return (struct timespec){.tv_sec = (time_t)(ns / SHUNT_NS_PER_S),

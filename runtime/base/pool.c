@@ -2,14 +2,13 @@
 #include "runtime/base/pool.h"
 
 #include <errno.h>
-#include <fenv.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime/base/carve.h"
 #include "runtime/base/futex.h"
+#include "runtime/base/thread.h"
 
 /* About 10 us: longer than the gap between two runs of a layer, shorter than anybody else would
  * miss the core. */
@@ -60,7 +59,7 @@ static void work(struct shunt_pool *pool, uint32_t worker)
 
         if (next >= count)
             return;
-        if (!atomic_load_explicit(&pool->abort, memory_order_relaxed))
+        if (!atomic_load_explicit(&pool->abort, memory_order_acquire))
             pool->fn(pool->ctx, next, worker);
         /* Release pairs with the caller's acquire: it sees what the task wrote. seq_cst against
          * caller_sleeps. */
@@ -77,7 +76,6 @@ static void *helper_main(void *arg)
     struct shunt_pool *pool = h->pool;
     uint32_t seen = 0;
 
-    fesetenv(FE_DFL_ENV); /* a thread begins with its creator's; kernels.h asks for this one */
     for (;;) {
         uint32_t run = atomic_load_explicit(&pool->run, memory_order_acquire);
 
@@ -106,7 +104,7 @@ void shunt_pool_run(struct shunt_pool *pool, shunt_task_fn *fn, void *ctx, uint3
         return;
     if (count == 1 || pool->helper_count == 0) {
         for (uint32_t i = 0; i < count; i++) {
-            if (!atomic_load_explicit(&pool->abort, memory_order_relaxed))
+            if (!atomic_load_explicit(&pool->abort, memory_order_acquire))
                 fn(ctx, i, 0);
             if (pool->hook)
                 pool->hook(pool->hook_ctx);
@@ -147,7 +145,9 @@ void shunt_pool_set_hook(struct shunt_pool *pool, void (*hook)(void *ctx), void 
 
 void shunt_pool_abort(struct shunt_pool *pool)
 {
-    atomic_store_explicit(&pool->abort, 1, memory_order_relaxed);
+    /* Release pairs with the acquire of whoever skips a task: it sees what the caller wrote before,
+     * which is why. */
+    atomic_store_explicit(&pool->abort, 1, memory_order_release);
 }
 
 uint32_t shunt_pool_thread_count(const struct shunt_pool *pool)
@@ -158,7 +158,6 @@ uint32_t shunt_pool_thread_count(const struct shunt_pool *pool)
 int shunt_pool_open(struct shunt_pool **out, uint32_t thread_count, struct shunt_error *err)
 {
     struct shunt_pool *pool;
-    sigset_t all, before;
     int rc = 0;
 
     if (thread_count < 1 || thread_count > SHUNT_POOL_THREADS_MAX)
@@ -174,23 +173,20 @@ int shunt_pool_open(struct shunt_pool **out, uint32_t thread_count, struct shunt
         shunt_pool_close(pool);
         return shunt_error_set(err, -ENOMEM, "out of memory for the compute pool");
     }
-    sigfillset(&all); /* the program's signals belong to the program's threads */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     for (uint32_t i = 1; i < thread_count && !rc; i++) {
         struct helper *h = &pool->helpers[pool->helper_count];
 
         *h = (struct helper){.pool = pool, .worker = i};
-        rc = pthread_create(&h->thread, NULL, helper_main, h);
+        rc = shunt_thread_create(&h->thread, helper_main, h);
         pool->helper_count += !rc;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (rc) {
-        shunt_error_set(err, -rc,
+        shunt_error_set(err, rc,
                         "cannot start compute thread %u of %u: %s; lower --threads or raise the "
                         "limit (ulimit -u)",
-                        pool->helper_count + 2, thread_count, strerror(rc));
+                        pool->helper_count + 2, thread_count, strerror(-rc));
         shunt_pool_close(pool);
-        return -rc;
+        return rc;
     }
     *out = pool;
     return 0;

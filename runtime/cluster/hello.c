@@ -74,11 +74,16 @@ int shunt_hello_check(const struct shunt_hello *hello, const struct shunt_rack_c
                                "node the same file",
                                who, text_len, hello->text, theirs, cfg->model_name, ours);
     }
-    if ((hello->kernel_levels & cfg->kernel_levels) == 0)
+    if ((hello->kernel_levels & cfg->kernel_levels) == 0) {
+        char theirs[64], ours[64];
+
+        shunt_kernels_names(hello->kernel_levels, theirs, sizeof(theirs));
+        shunt_kernels_names(cfg->kernel_levels, ours, sizeof(ours));
         return shunt_error_set(err, -EPROTO,
-                               "%s and this node have no kernel level in common (%#x and %#x); use "
-                               "the same --kernels everywhere",
-                               who, hello->kernel_levels, cfg->kernel_levels);
+                               "%s and this node have no kernels in common (%s; and %s); use "
+                               "--kernels auto everywhere",
+                               who, theirs, ours);
+    }
     if (hello->rows_max == 0 || hello->rows_max > SHUNT_ROWS_MAX)
         return shunt_error_set(err, -EPROTO, "%s announces %u rows at once; at most %u are allowed",
                                who, hello->rows_max, SHUNT_ROWS_MAX);

@@ -283,7 +283,8 @@ static bool is_here(const struct joining *j, uint32_t rank)
                                     j->peers[rank].fds[SHUNT_STREAM_DATA] >= 0);
 }
 
-static void list_missing(const struct joining *j, char *names, size_t bytes)
+/* Those who are not here, but for `except`. */
+static void list_missing(const struct joining *j, uint32_t except, char *names, size_t bytes)
 {
     size_t len = 0;
 
@@ -291,7 +292,7 @@ static void list_missing(const struct joining *j, char *names, size_t bytes)
     for (uint32_t r = 0; r < j->cfg->node_count && len < bytes - 1; r++) {
         char label[96];
 
-        if (is_here(j, r))
+        if (is_here(j, r) || r == except)
             continue;
         shunt_join_label(j->cfg, r, label, sizeof(label));
         len += (size_t)snprintf(names + len, bytes - len, "%s%s", len ? ", " : "", label);
@@ -303,14 +304,15 @@ static int report_missing(const struct joining *j, struct shunt_error *err)
     bool outgoing = false;
     char names[256];
 
-    list_missing(j, names, sizeof(names));
+    list_missing(j, j->cfg->rank, names, sizeof(names));
     for (uint32_t r = 0; r < j->cfg->rank; r++)
         outgoing |= !is_here(j, r) && j->connect_errno;
-    return shunt_error_set(err, -ETIMEDOUT,
-                           "no answer within %.0f s from %s%s%s%s; start the missing nodes, or give "
-                           "them longer with --join-timeout",
-                           (double)j->cfg->join_timeout_ns / 1e9, names, outgoing ? " (" : "",
-                           outgoing ? strerror(j->connect_errno) : "", outgoing ? ")" : "");
+    return shunt_error_set(
+        err, -ETIMEDOUT,
+        "no answer within %.0f s from %s%s%s%s; start the missing nodes, or give "
+        "them longer with --join-timeout",
+        (double)j->cfg->join_timeout_ns / 1e9, names, outgoing ? " (" : "",
+        outgoing ? strerror(j->connect_errno) : "", outgoing ? ")" : "");
 }
 
 /* Streams of peers that are here, watched until the mesh stands: nobody reads from them yet. */
@@ -332,11 +334,11 @@ static int check_joined(const struct joining *j, uint32_t first, struct shunt_er
         if (!j->fds[first + i].revents)
             continue;
         shunt_join_label(j->cfg, i / SHUNT_STREAMS, label, sizeof(label));
-        list_missing(j, names, sizeof(names));
+        list_missing(j, i / SHUNT_STREAMS, names, sizeof(names));
         return shunt_error_set(err, -ECONNRESET,
                                "%s is gone before the rack was complete: its process ended (look "
-                               "at its own last message); %s had not come",
-                               label, names);
+                               "at its own last message)%s%s%s",
+                               label, names[0] ? "; " : "", names, names[0] ? " had not come" : "");
     }
     return 0;
 }
@@ -445,6 +447,14 @@ static int refuse_twins(const struct joining *j, struct shunt_error *err)
     return 0;
 }
 
+static bool is_loopback_socket(int fd)
+{
+    struct shunt_address a = {.len = sizeof(a.addr)};
+
+    return getsockname(fd, (struct sockaddr *)&a.addr, &a.len) == 0 &&
+           shunt_address_is_loopback(&a);
+}
+
 static int start_listening(struct joining *j, struct shunt_error *err)
 {
     const struct shunt_rack_config *cfg = j->cfg;
@@ -455,6 +465,12 @@ static int start_listening(struct joining *j, struct shunt_error *err)
                                             (int)(2 * cfg->node_count + STRANGERS_MAX), err);
         return j->listen_fd < 0 ? j->listen_fd : 0;
     }
+    if (!cfg->allow_remote && !is_loopback_socket(j->listen_fd))
+        return shunt_error_set(
+            err, -EACCES,
+            "listen_fd %d is no socket on a loopback address; connections are not "
+            "authenticated: allow_remote (--allow-remote) on a network you trust",
+            j->listen_fd);
     flags = fcntl(j->listen_fd, F_GETFL);
     if (flags < 0 || fcntl(j->listen_fd, F_SETFL, flags | O_NONBLOCK) ||
         listen(j->listen_fd, (int)(2 * cfg->node_count + STRANGERS_MAX)))
@@ -487,7 +503,7 @@ int shunt_join(const struct shunt_rack_config *cfg, struct shunt_joined *peers,
         .peers = peers,
         .connection_max = cfg->node_count * SHUNT_STREAMS + STRANGERS_MAX,
         .listen_fd = cfg->listen_fd,
-        .deadline_ns = shunt_now_ns() + cfg->join_timeout_ns,
+        .deadline_ns = shunt_deadline_ns(cfg->join_timeout_ns),
     };
     int rc;
 

@@ -63,7 +63,7 @@ static void report(struct shunt_planning *p)
                              (uint32_t)sizeof(header) + p->key_count * (uint32_t)sizeof(*counts));
     }
     if (!rc) /* else the next tick tries again */
-        p->next_report_ns = shunt_now_ns() + p->cfg.interval_ns;
+        p->next_report_ns = shunt_deadline_ns(p->cfg.interval_ns);
 }
 
 /* Gives the newest placement to the engine when it has taken the one before. */

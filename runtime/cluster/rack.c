@@ -12,7 +12,6 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,11 +21,14 @@
 #include <unistd.h>
 
 #include "runtime/base/clock.h"
+#include "runtime/base/thread.h"
 #include "runtime/cluster/join.h"
 
 #define TICK_NS            (100 * SHUNT_NS_PER_MS)
 #define GOODBYE_TIMEOUT_NS (500 * SHUNT_NS_PER_MS)
+#define GOODBYE_PAUSE_US   500
 #define VERDICT_TIMEOUT_NS (500 * SHUNT_NS_PER_MS)
+#define RECEIVES_MAX       16u
 /* Room for small messages beside a large one. */
 #define QUEUE_SLACK 4096u
 
@@ -73,7 +75,8 @@ struct shunt_rack {
     struct shunt_rack_callbacks callbacks;
     pthread_t thread;
     bool started;
-    bool left; /* has said goodbye */
+    bool left;  /* has said goodbye */
+    bool ended; /* in order: nobody is missed any more; under the mutex */
     int wake_fd;
     _Atomic int stop;
     _Atomic int down; /* code of `why`, set once, after it */
@@ -101,13 +104,13 @@ static void pass_on(struct shunt_rack *rack, uint32_t rank, const struct shunt_e
     queue_to_all(rack, MESSAGE_DOWN, message, (uint32_t)(sizeof(verdict) + len));
 }
 
-/* The first reason stays. */
+/* The first reason stays; after the end in order there is none. */
 static void go_down(struct shunt_rack *rack, uint32_t rank, const struct shunt_error *why)
 {
     bool first;
 
     pthread_mutex_lock(&rack->mutex);
-    first = atomic_load(&rack->down) == 0;
+    first = atomic_load(&rack->down) == 0 && !rack->ended;
     if (first) {
         rack->why = *why;
         atomic_store(&rack->down, why->code);
@@ -303,11 +306,12 @@ static bool take_frames(struct shunt_rack *rack, uint32_t rank)
     return true;
 }
 
+/* Takes what has come, but not for ever from one that sends without end. */
 static void receive(struct shunt_rack *rack, uint32_t rank)
 {
     struct control *p = &rack->peers[rank];
 
-    for (;;) {
+    for (uint32_t i = 0; i < RECEIVES_MAX; i++) {
         ssize_t n = recv(p->fd, p->in + p->in_bytes, rack->frame_max - p->in_bytes, MSG_DONTWAIT);
 
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -420,7 +424,7 @@ static void *control_main(void *arg)
     /* The goodbye goes out, but nobody waits long for a peer that does not read. */
     give_up = shunt_now_ns() + GOODBYE_TIMEOUT_NS;
     while (serve(rack, shunt_now_ns()) && shunt_now_ns() < give_up)
-        ;
+        usleep(GOODBYE_PAUSE_US);
     return NULL;
 }
 
@@ -488,6 +492,7 @@ int shunt_rack_join(struct shunt_rack **out, const struct shunt_rack_config *cfg
 {
     struct shunt_joined joined[SHUNT_NODES_MAX];
     struct shunt_rack *rack = calloc(1, sizeof(*rack));
+    pthread_condattr_t monotonic;
     int rc = 0;
 
     if (!rack) {
@@ -498,7 +503,10 @@ int shunt_rack_join(struct shunt_rack **out, const struct shunt_rack_config *cfg
     rack->cfg = *cfg;
     rack->wake_fd = -1;
     pthread_mutex_init(&rack->mutex, NULL);
-    pthread_cond_init(&rack->changed, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&rack->changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     for (uint32_t r = 0; r < SHUNT_NODES_MAX; r++)
         rack->peers[r].fd = rack->data_fds[r] = -1;
     if (cfg->node_count > 1)
@@ -527,30 +535,16 @@ int shunt_rack_start(struct shunt_rack *rack, const struct shunt_rack_callbacks 
                      struct shunt_error *err)
 {
     int64_t now = shunt_now_ns();
-    sigset_t all, before;
     int rc;
 
     rack->callbacks = *callbacks;
     for (uint32_t r = 0; r < rack->cfg.node_count; r++)
         rack->peers[r].heard_ns = now;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(&rack->thread, NULL, control_main, rack);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    rc = shunt_thread_create(&rack->thread, control_main, rack);
     if (rc)
-        return shunt_error_set(err, -rc, "cannot start the control thread: %s", strerror(rc));
+        return shunt_error_set(err, rc, "cannot start the control thread: %s", strerror(-rc));
     rack->started = true;
     return 0;
-}
-
-/* A condition waits by the wall's clock: in slices, while deadlines are kept by the monotonic one.
- */
-static struct timespec wall_clock_in(int64_t ns)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_REALTIME, &t);
-    return shunt_timespec((int64_t)t.tv_sec * SHUNT_NS_PER_S + t.tv_nsec + ns);
 }
 
 static uint32_t first_not_ready(const struct shunt_rack *rack)
@@ -572,7 +566,7 @@ int shunt_rack_wait_ready(struct shunt_rack *rack, const struct shunt_patience *
     wake(rack);
     pthread_mutex_lock(&rack->mutex);
     while ((missing = first_not_ready(rack)) < rack->cfg.node_count && !rc) {
-        struct timespec slice = wall_clock_in(SHUNT_PATIENCE_SLICE_NS);
+        struct timespec slice = shunt_timespec(shunt_now_ns() + SHUNT_PATIENCE_SLICE_NS);
 
         if (atomic_load(&rack->down)) {
             rc = rack->why.code;
@@ -592,6 +586,13 @@ int shunt_rack_wait_ready(struct shunt_rack *rack, const struct shunt_patience *
     return rc;
 }
 
+void shunt_rack_end(struct shunt_rack *rack)
+{
+    pthread_mutex_lock(&rack->mutex);
+    rack->ended = true;
+    pthread_mutex_unlock(&rack->mutex);
+}
+
 void shunt_rack_fail(struct shunt_rack *rack, const struct shunt_error *why)
 {
     go_down(rack, rack->cfg.rank, why);
@@ -603,7 +604,7 @@ void shunt_rack_peer_lost(struct shunt_rack *rack, uint32_t rank, const struct s
 
     pthread_mutex_lock(&rack->mutex);
     while (atomic_load(&rack->down) == 0 && shunt_now_ns() < deadline) {
-        struct timespec slice = wall_clock_in(VERDICT_TIMEOUT_NS);
+        struct timespec slice = shunt_timespec(deadline);
 
         pthread_cond_timedwait(&rack->changed, &rack->mutex, &slice);
     }

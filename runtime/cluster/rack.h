@@ -92,6 +92,9 @@ int shunt_rack_down(const struct shunt_rack *rack);
 /* What ended it. Return: its code, 0 while the rack lives. */
 int shunt_rack_why(struct shunt_rack *rack, struct shunt_error *why);
 
+/* Every node has agreed to leave: who goes from now on is not missed. Any thread. */
+void shunt_rack_end(struct shunt_rack *rack);
+
 /* Ends the rack because of this node's own failure, and tells the others. Any thread. */
 void shunt_rack_fail(struct shunt_rack *rack, const struct shunt_error *why);
 

@@ -29,7 +29,7 @@ static int check_request(const struct shunt *e, const struct shunt_request *r,
                                "struct shunt_request has %zu bytes here and %zu there; call "
                                "shunt_request_init, and compile against the installed shunt.h",
                                sizeof(*r), r->size);
-    if (r->id_count == 0)
+    if (r->id_count == 0 || !r->ids)
         return shunt_error_set(err, -EINVAL, "the prompt is empty");
     if ((uint64_t)r->id_count + r->token_max > e->context)
         return shunt_error_set(err, -EINVAL,
@@ -76,7 +76,6 @@ static void fill_in(struct shunt_sequence *s, const struct shunt_request *r)
         memcpy(s->text.stops[i], r->stop[i], s->text.stop_lens[i]);
     }
     shunt_outbox_reset(&s->outbox);
-    atomic_store(&s->cancel, 0);
     atomic_store(&s->paused, 0);
 }
 
@@ -90,7 +89,9 @@ int shunt_submit(struct shunt *e, const struct shunt_request *request, uint64_t 
     rc = check_request(e, request, err);
     if (rc)
         return rc;
-    if (shunt_rack_down(e->rack) || atomic_load(&e->finished) || atomic_load(&e->leaving))
+    if (atomic_load(&e->leaving) && !shunt_rack_down(e->rack))
+        return shunt_error_set(err, -EPIPE, "this node is leaving the rack");
+    if (shunt_rack_down(e->rack) || atomic_load(&e->closed))
         return shunt_error_set(err, -EPIPE, "the rack is down");
     for (uint32_t i = 0; i < e->sequence_count; i++) {
         struct shunt_sequence *s = &e->sequences[i];
@@ -101,8 +102,13 @@ int shunt_submit(struct shunt *e, const struct shunt_request *request, uint64_t 
         fill_in(s, request);
         *id = atomic_fetch_add(&e->next_id, 1) + 1;
         atomic_store(&s->id, *id);
-        /* Pairs with the acquire in lanes.c. */
-        atomic_store_explicit(&s->state, SHUNT_SEQUENCE_SUBMITTED, memory_order_release);
+        /* Pairs with the acquire in lanes.c; and either the engine's last look sees the sequence,
+         * or we see that there was one. */
+        atomic_store(&s->state, SHUNT_SEQUENCE_SUBMITTED);
+        state = SHUNT_SEQUENCE_SUBMITTED;
+        if (atomic_load(&e->closed) &&
+            atomic_compare_exchange_strong(&s->state, &state, SHUNT_SEQUENCE_FREE))
+            return shunt_error_set(err, -EPIPE, "the rack is down");
         shunt_engine_wake(e);
         return 0;
     }
@@ -119,7 +125,7 @@ int shunt_cancel(struct shunt *e, uint64_t id)
         if (atomic_load(&s->id) != id || state == SHUNT_SEQUENCE_FREE ||
             state == SHUNT_SEQUENCE_CLAIMED || state == SHUNT_SEQUENCE_ENDED)
             continue;
-        atomic_store(&s->cancel, 1);
+        atomic_store(&s->cancel_id, id);
         shunt_engine_wake(e);
         return 0;
     }
@@ -158,8 +164,10 @@ static bool take_sequence_event(struct shunt *e, uint32_t index, struct shunt_ev
         if (event->reason == SHUNT_END_ERROR)
             event->error = shunt_rack_down(e->rack);
         atomic_store_explicit(&s->state, SHUNT_SEQUENCE_FREE, memory_order_release);
-    } else if (atomic_exchange(&s->paused, 0)) {
-        shunt_engine_wake(e); /* there is room again */
+    } else {
+        atomic_thread_fence(memory_order_seq_cst); /* with the one in shunt_lanes_decode_rows */
+        if (atomic_exchange(&s->paused, 0))
+            shunt_engine_wake(e); /* there is room again */
     }
     return true;
 }
@@ -253,7 +261,8 @@ static int take_event(struct shunt *e, uint64_t id, struct shunt_event *event,
 int shunt_poll(struct shunt *e, uint64_t id, struct shunt_event *event, int64_t timeout_ns,
                struct shunt_error *err)
 {
-    int64_t deadline = timeout_ns < 0 ? INT64_MAX : shunt_now_ns() + timeout_ns;
+    int64_t deadline = timeout_ns < 0 ? INT64_MAX : shunt_deadline_ns(timeout_ns);
+    bool cleared = false;
 
     if (event->size != sizeof(*event))
         return shunt_error_set(err, -EINVAL,
@@ -266,11 +275,17 @@ int shunt_poll(struct shunt *e, uint64_t id, struct shunt_event *event, int64_t 
         uint64_t sink;
         int64_t left;
 
-        if (rc)
+        if (rc) {
+            /* There may be more than this one. */
+            if (cleared)
+                shunt_engine_signal(e);
             return rc;
+        }
         /* Cleared only when nothing was there; what comes after makes it readable again. */
-        if (read(e->event_fd, &sink, sizeof(sink)) == sizeof(sink))
+        if (read(e->event_fd, &sink, sizeof(sink)) == sizeof(sink)) {
+            cleared = true;
             continue;
+        }
         left = deadline - shunt_now_ns();
         if (left <= 0)
             return 0;

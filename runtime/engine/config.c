@@ -105,11 +105,11 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
     o->transport = &shunt_transport_tcp;
     o->placement = (enum shunt_placement_policy)placement;
     o->kernel_levels = shunt_kernels_available();
-    if (!strcmp(o->cfg.kernels, "auto"))
+    if (o->cfg.kernels && !strcmp(o->cfg.kernels, "auto"))
         return 0;
-    if (shunt_kernels_from_name(o->cfg.kernels, &level))
+    if (!o->cfg.kernels || shunt_kernels_from_name(o->cfg.kernels, &level))
         return shunt_error_set(err, -EINVAL, "kernels: '%s' is none of auto, ref, avx2",
-                               o->cfg.kernels);
+                               o->cfg.kernels ? o->cfg.kernels : "");
     o->kernel_levels &= 1u << level;
     if (o->kernel_levels == 0)
         return shunt_error_set(err, -ENOTSUP,
@@ -163,17 +163,22 @@ static int check_numbers(const struct shunt_options *o, const struct shunt_model
     return rc;
 }
 
+int shunt_config_check(const struct shunt_config *cfg, struct shunt_error *err)
+{
+    if (cfg->size == sizeof(*cfg))
+        return 0;
+    return shunt_error_set(err, -EINVAL,
+                           "struct shunt_config has %zu bytes here and %zu there; call "
+                           "shunt_config_init, and compile against the installed shunt.h",
+                           sizeof(*cfg), cfg->size);
+}
+
 int shunt_options_resolve(struct shunt_options *o, const struct shunt_model *model,
                           const struct shunt_config *cfg, struct shunt_error *err)
 {
     int rc;
 
     memset(o, 0, sizeof(*o));
-    if (cfg->size != sizeof(*cfg))
-        return shunt_error_set(err, -EINVAL,
-                               "struct shunt_config has %zu bytes here and %zu there; call "
-                               "shunt_config_init, and compile against the installed shunt.h",
-                               sizeof(*cfg), cfg->size);
     o->cfg = *cfg;
     if (cfg->serve_only) { /* no rows of its own: nothing to keep for them */
         o->cfg.context = 1;
@@ -346,7 +351,9 @@ int shunt_get_footprint(const shunt_model *model, const struct shunt_config *cfg
 
     if (footprint->size != sizeof(*footprint))
         return shunt_error_set(err, -EINVAL, "struct shunt_footprint has another size here");
-    rc = shunt_options_resolve(&o, model, cfg, err);
+    rc = shunt_config_check(cfg, err);
+    if (!rc)
+        rc = shunt_options_resolve(&o, model, cfg, err);
     if (!rc)
         rc = shunt_options_fit(&o, model, NULL, err);
     if (!rc)

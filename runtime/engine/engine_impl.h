@@ -51,6 +51,7 @@ struct shunt_options {
 
 /* config.c. `rows_max` of the peers, or NULL to assume they are like this node.
  * Return: 0, -EINVAL for an option, -ENOMEM when it does not fit. */
+int shunt_config_check(const struct shunt_config *cfg, struct shunt_error *err);
 int shunt_options_resolve(struct shunt_options *o, const struct shunt_model *model,
                           const struct shunt_config *cfg, struct shunt_error *err);
 int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
@@ -70,7 +71,7 @@ enum shunt_sequence_state {
 struct shunt_sequence {
     _Atomic uint32_t state; /* release by whoever hands it on, acquire by who takes it over */
     _Atomic uint64_t id;
-    _Atomic uint32_t cancel;
+    _Atomic uint64_t cancel_id; /* == id: to be cancelled; ids are never used again */
     _Atomic uint32_t
         paused; /* left out for want of room in the outbox: the reader wakes the engine */
 
@@ -142,10 +143,9 @@ struct shunt {
     float *kv;   /* [sequence][layer][k, v][kv_head][context][head_dim] */
     struct shunt_activations act;
     struct shunt_batch prefill, decode;
-    uint32_t prefill_layer; /* the next one; 0: the lane is free */
-    bool prefill_running;   /* some node has rows in the lane */
-    uint64_t step;
-    uint64_t decode_steps;
+    uint32_t prefill_layer;                /* the next one; 0: the lane is free */
+    bool prefill_running;                  /* some node has rows in the lane */
+    uint64_t decode_steps, prefill_layers; /* done */
     uint64_t placement_epoch;
 
     struct shunt_sequence *sequences; /* [sequences_max] */
@@ -161,8 +161,10 @@ struct shunt {
     int abort_fd; /* stop now */
     int event_fd; /* the caller's */
     _Atomic int abort;
-    _Atomic int leaving;  /* shunt_close was called */
-    _Atomic int finished; /* the engine thread has ended */
+    _Atomic int leaving;                        /* shunt_leave or shunt_close was called */
+    _Atomic int closed;                         /* the engine thread takes no more sequences */
+    _Atomic int finished;                       /* the engine thread has ended */
+    _Atomic int planning_takes, planning_sends; /* messages of the placement */
 
     /* Events that belong to no sequence; any thread. */
     pthread_mutex_t mutex;
@@ -207,8 +209,10 @@ uint32_t shunt_lanes_prefill_rows(const struct shunt *e); /* rows that wait for 
 uint32_t shunt_lanes_decode_rows(struct shunt *e);
 void shunt_lanes_fill_prefill(struct shunt *e);
 void shunt_lanes_fill_decode(struct shunt *e);
-void shunt_lanes_finish_prefill(struct shunt *e);
-void shunt_lanes_finish_decode(struct shunt *e);
+bool shunt_lanes_alive(const struct shunt *e); /* some sequence has not ended */
+/* Return: 0; -ECANCELED when the engine was told to stop and there are no results. */
+int shunt_lanes_finish_prefill(struct shunt *e, struct shunt_error *err);
+int shunt_lanes_finish_decode(struct shunt *e, struct shunt_error *err);
 void shunt_lanes_end_all(struct shunt *e, enum shunt_end_reason reason);
 
 /* forward.c */

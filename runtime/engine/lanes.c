@@ -2,6 +2,7 @@
  *
  * Sequences and lanes: whose rows go into a lane's batch, and what becomes of the results.
  */
+#include <errno.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -65,7 +66,8 @@ void shunt_lanes_admit(struct shunt *e)
             begin(s);
             state = SHUNT_SEQUENCE_PREFILL;
         }
-        if (!atomic_load_explicit(&s->cancel, memory_order_relaxed))
+        if (atomic_load_explicit(&s->cancel_id, memory_order_relaxed) !=
+            atomic_load_explicit(&s->id, memory_order_relaxed))
             continue;
         /* Rows in the prefill lane finish their way first: their cache must not become another's.
          */
@@ -79,14 +81,26 @@ void shunt_lanes_end_all(struct shunt *e, enum shunt_end_reason reason)
 {
     for (uint32_t i = 0; i < e->sequence_count; i++) {
         struct shunt_sequence *s = &e->sequences[i];
-        uint32_t state = state_of(s);
+        uint32_t state = SHUNT_SEQUENCE_SUBMITTED;
 
-        if (state == SHUNT_SEQUENCE_SUBMITTED)
+        /* Its submitter may be taking it back. */
+        if (atomic_compare_exchange_strong(&s->state, &state, SHUNT_SEQUENCE_PREFILL))
             begin(s);
-        if (state == SHUNT_SEQUENCE_SUBMITTED || state == SHUNT_SEQUENCE_PREFILL ||
-            state == SHUNT_SEQUENCE_DECODE)
+        state = state_of(s);
+        if (state == SHUNT_SEQUENCE_PREFILL || state == SHUNT_SEQUENCE_DECODE)
             end(e, s, reason);
     }
+}
+
+bool shunt_lanes_alive(const struct shunt *e)
+{
+    for (uint32_t i = 0; i < e->sequence_count; i++) {
+        uint32_t state = state_of(&e->sequences[i]);
+
+        if (state != SHUNT_SEQUENCE_FREE && state != SHUNT_SEQUENCE_ENDED)
+            return true;
+    }
+    return false;
 }
 
 /* ---- filling a lane */
@@ -113,6 +127,7 @@ uint32_t shunt_lanes_decode_rows(struct shunt *e)
         if (!has_room(e, s)) {
             /* The reader clears it and wakes us; it may have made room just before. */
             atomic_store(&s->paused, 1);
+            atomic_thread_fence(memory_order_seq_cst); /* with the one in take_sequence_event */
             if (!has_room(e, s))
                 continue;
             atomic_store(&s->paused, 0);
@@ -190,13 +205,13 @@ static void take_token(struct shunt *e, struct shunt_sequence *s, const float *l
 
     s->digest = XXH3_64bits_withSeed(logits, vocab * sizeof(*logits), s->digest);
     s->token = shunt_sample(&s->sampler, logits, vocab, e->act.candidates);
-    s->last_ns = shunt_now_ns();
-    if (s->first_ns == 0)
-        s->first_ns = s->last_ns;
     if (!s->ignore_eos && shunt_model_is_end(e->model, s->token)) {
         end(e, s, SHUNT_END_EOS);
         return;
     }
+    s->last_ns = shunt_now_ns();
+    if (s->tokens == 0)
+        s->first_ns = s->last_ns;
     s->tokens++;
     e->tokens++;
     record.token = s->token;
@@ -218,17 +233,32 @@ static void take_token(struct shunt *e, struct shunt_sequence *s, const float *l
         set_state(s, SHUNT_SEQUENCE_DECODE);
 }
 
+/* Told to stop, the pool skips its tasks: what lies in the buffers then is no result. The flag is
+ * set before the pool is told. */
+static int check_results(const struct shunt *e, struct shunt_error *err)
+{
+    if (!atomic_load(&e->abort))
+        return 0;
+    return shunt_error_set(err, -ECANCELED, "the engine was told to stop");
+}
+
 /* Computes logits of rows of a batch, a few at a time, and chooses a token from each. */
-static void take_tokens(struct shunt *e, const struct shunt_batch *b, const uint32_t *rows,
-                        uint32_t count)
+static int take_tokens(struct shunt *e, const struct shunt_batch *b, const uint32_t *rows,
+                       uint32_t count, struct shunt_error *err)
 {
     for (uint32_t done = 0; done < count; done += SHUNT_LOGIT_ROWS) {
         uint32_t n = count - done < SHUNT_LOGIT_ROWS ? count - done : SHUNT_LOGIT_ROWS;
 
+        int rc;
+
         shunt_forward_logits(e, b, rows + done, e->act.logit_rows, n);
+        rc = check_results(e, err);
+        if (rc)
+            return rc;
         for (uint32_t i = 0; i < n; i++)
             take_token(e, &e->sequences[b->sequences[rows[done + i]]], e->act.logit_rows[i]);
     }
+    return 0;
 }
 
 /* Logits of every prompt position, for a sequence that asked: straight into the caller's memory. */
@@ -252,13 +282,17 @@ static void write_prompt_logits(struct shunt *e, const struct shunt_batch *b)
     }
 }
 
-void shunt_lanes_finish_prefill(struct shunt *e)
+int shunt_lanes_finish_prefill(struct shunt *e, struct shunt_error *err)
 {
     struct shunt_batch *b = &e->prefill;
     uint32_t complete[SHUNT_SEQUENCES_MAX];
     uint32_t n = 0;
+    int rc;
 
     write_prompt_logits(e, b);
+    rc = check_results(e, err);
+    if (rc)
+        return rc;
     e->prompt_tokens += b->count;
     for (uint32_t r = 0; r < b->count; r++) {
         struct shunt_sequence *s = &e->sequences[b->sequences[r]];
@@ -271,19 +305,22 @@ void shunt_lanes_finish_prefill(struct shunt *e)
         else
             end(e, s, SHUNT_END_LENGTH);
     }
-    take_tokens(e, b, complete, n);
+    rc = take_tokens(e, b, complete, n, err);
     b->count = 0;
+    return rc;
 }
 
-void shunt_lanes_finish_decode(struct shunt *e)
+int shunt_lanes_finish_decode(struct shunt *e, struct shunt_error *err)
 {
     struct shunt_batch *b = &e->decode;
     uint32_t rows[SHUNT_SEQUENCES_MAX];
+    int rc;
 
     for (uint32_t r = 0; r < b->count; r++) {
         e->sequences[b->sequences[r]].position++;
         rows[r] = r;
     }
-    take_tokens(e, b, rows, b->count);
+    rc = take_tokens(e, b, rows, b->count, err);
     b->count = 0;
+    return rc;
 }

@@ -61,6 +61,8 @@ static void carve_compute(struct shunt_moe *m, struct shunt_carve *c, uint32_t e
     m->entry_x = shunt_carve(c, entries, sizeof(*m->entry_x));
     m->entry_y = shunt_carve(c, entries, sizeof(*m->entry_y));
     m->group_counts = shunt_carve(c, m->cfg.node_count * experts, sizeof(*m->group_counts));
+    m->groups_in = shunt_carve(c, m->cfg.node_count * experts, sizeof(*m->groups_in));
+    m->entries_in = shunt_carve(c, entries, sizeof(*m->entries_in));
     m->cursor = shunt_carve(c, experts, sizeof(*m->cursor));
     m->groups = shunt_carve(c, experts, sizeof(*m->groups));
     m->gate = shunt_carve(c, m->batch_max * ff, sizeof(*m->gate));

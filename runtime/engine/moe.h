@@ -74,7 +74,6 @@ struct shunt_moe {
     /* The layer under way. */
     enum shunt_lane lane;
     uint32_t layer;
-    uint64_t step;
     struct shunt_moe_rows rows;
 
     /* Routing of own rows. Entry (row, k) is item row * used + k. */
@@ -100,17 +99,19 @@ struct shunt_moe {
     struct shunt_moe_peer peers[SHUNT_NODES_MAX];
 
     /* What this node computes: entries by expert. */
-    enum shunt_need *needs; /* [expert] */
-    bool *waited;           /* [expert] */
-    uint32_t *entries_at;   /* [expert + 1] */
-    uint32_t *entries_done; /* [expert] */
-    const float **entry_x;  /* [entry] */
-    float **entry_y;        /* [entry] */
-    uint32_t *group_counts; /* [node][expert]: entries of each node */
-    uint32_t *cursor;       /* [expert] */
-    uint32_t *row_slot;     /* [row]: place in the message being built */
-    uint32_t *row_stamp;    /* [row]: == stamp when row_slot is valid */
-    uint32_t *row_list;     /* [row] */
+    enum shunt_need *needs;             /* [expert] */
+    bool *waited;                       /* [expert] */
+    uint32_t *entries_at;               /* [expert + 1] */
+    uint32_t *entries_done;             /* [expert] */
+    const float **entry_x;              /* [entry] */
+    float **entry_y;                    /* [entry] */
+    uint32_t *group_counts;             /* [node][expert]: entries of each node */
+    struct shunt_wire_group *groups_in; /* [node][expert]: copies from the peers' messages */
+    uint32_t *entries_in;               /* [entry], node by node */
+    uint32_t *cursor;                   /* [expert] */
+    uint32_t *row_slot;                 /* [row]: place in the message being built */
+    uint32_t *row_stamp;                /* [row]: == stamp when row_slot is valid */
+    uint32_t *row_list;                 /* [row] */
     uint32_t stamp;
 
     struct shunt_moe_group *groups; /* [expert] of one batch */
@@ -140,7 +141,7 @@ void shunt_moe_take_states(struct shunt_moe *moe, uint32_t node, const uint8_t *
 void shunt_moe_place(struct shunt_moe *moe, const uint64_t *mask);
 
 /* One layer of one lane, on all nodes together. Return: 0, or why the rack cannot go on. */
-int shunt_moe_step(struct shunt_moe *moe, enum shunt_lane lane, uint32_t layer, uint64_t step,
+int shunt_moe_step(struct shunt_moe *moe, enum shunt_lane lane, uint32_t layer,
                    const struct shunt_moe_rows *rows, struct shunt_error *err);
 
 #endif

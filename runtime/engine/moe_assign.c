@@ -10,6 +10,12 @@
 /* What the schedule takes at most for one expert: 78 hours. */
 #define READ_NS_MAX ((1ull << 48) - 1)
 
+/* The same on every node, of its own drive as of the others'. */
+static uint64_t bounded_ns(uint64_t ns)
+{
+    return ns < READ_NS_MAX ? ns : READ_NS_MAX;
+}
+
 /* ---- prefill: one gather, then the same schedule everywhere */
 
 static void build_counts(struct shunt_moe *m, unsigned char *message)
@@ -44,7 +50,7 @@ static int take_counts(struct shunt_moe *m, uint32_t node, struct shunt_error *e
         .tick = x->tick,
         .rows_max = m->cfg.rows_max[node],
     };
-    struct shunt_wire_counts_view v;
+    struct shunt_wire_counts_view v = {.counts = m->all_counts + node * experts};
     uint64_t bytes;
     const void *message = shunt_exchange_gathered(x, node, &bytes);
     int rc = shunt_wire_view_counts(message, bytes, &x->cfg.shape, &expect, x->nodes[node].label,
@@ -52,8 +58,7 @@ static int take_counts(struct shunt_moe *m, uint32_t node, struct shunt_error *e
 
     if (rc)
         return rc;
-    m->read_ns[node] = v.read_ns < READ_NS_MAX ? v.read_ns : READ_NS_MAX;
-    memcpy(m->all_counts + node * experts, v.counts, experts * sizeof(uint32_t));
+    m->read_ns[node] = bounded_ns(v.read_ns);
     memcpy(m->states + node * experts, v.states, experts);
     memcpy(m->next_states + node * experts, v.next_states, experts);
     for (uint32_t i = 0; i < shunt_wire_bits_bytes((uint32_t)experts); i++)
@@ -69,7 +74,7 @@ int shunt_moe_exchange_counts(struct shunt_moe *m, struct shunt_error *err)
     void *message;
     int rc = 0;
 
-    m->read_ns[m->cfg.rank] = shunt_store_read_ns(m->cfg.store, m->layer);
+    m->read_ns[m->cfg.rank] = bounded_ns(shunt_store_read_ns(m->cfg.store, m->layer));
     memcpy(m->all_counts + own, m->counts, experts * sizeof(uint32_t));
     shunt_moe_write_states(m, m->layer, m->states + own);
     memset(m->next_states + own, 0, experts);

@@ -173,8 +173,6 @@ static void count_peer(struct shunt_moe *m, uint32_t node,
         m->guesses[i] |= view->guesses[i];
 }
 
-/* Turns a peer's entries into pointers at once, so that nothing of its message but the rows' values
- * is read later. */
 static void place_peer(struct shunt_moe *m, const struct shunt_wire_dispatch_view *view,
                        unsigned char *results)
 {
@@ -230,6 +228,7 @@ static void sort_entries(struct shunt_moe *m)
 int shunt_moe_collect(struct shunt_moe *m, struct shunt_error *err)
 {
     struct shunt_wire_dispatch_view views[SHUNT_NODES_MAX];
+    uint32_t *entries_in = m->entries_in;
     uint32_t experts = m->cfg.arch->expert_count;
     int rc = 0;
 
@@ -247,6 +246,9 @@ int shunt_moe_collect(struct shunt_moe *m, struct shunt_error *err)
     for (uint32_t n = 0; n < m->cfg.node_count && !rc; n++) {
         if (n == m->cfg.rank)
             continue;
+        views[n].groups = m->groups_in + n * (size_t)experts;
+        views[n].entries = entries_in;
+        entries_in += m->cfg.rows_max[n] * m->cfg.arch->expert_used_count;
         rc = view_dispatch(m, n, &views[n], err);
         if (!rc)
             count_peer(m, n, &views[n]);

@@ -8,15 +8,10 @@
 
 #define ROWS_PER_TASK 16u
 
-struct routing {
-    struct shunt_moe *m;
-};
-
 /* Top-k of a few rows. */
 static void route_task(void *ctx, uint32_t index, uint32_t worker)
 {
-    const struct routing *r = ctx;
-    struct shunt_moe *m = r->m;
+    struct shunt_moe *m = ctx;
     const struct shunt_arch *arch = m->cfg.arch;
     uint32_t end = (index + 1) * ROWS_PER_TASK;
 
@@ -34,11 +29,10 @@ static void route_task(void *ctx, uint32_t index, uint32_t worker)
 
 static void run_router(struct shunt_moe *m, uint32_t layer)
 {
-    struct routing r = {.m = m};
     uint32_t tasks = (m->rows.count + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
 
     shunt_linear(&m->cfg.compute, &m->cfg.routers[layer], m->rows.x, m->logit_rows, m->rows.count);
-    shunt_pool_run(m->cfg.compute.pool, route_task, &r, tasks);
+    shunt_pool_run(m->cfg.compute.pool, route_task, m, tasks);
 }
 
 /* The next layer's router on this layer's state: what it chooses is a guess, and only bytes move

@@ -5,14 +5,13 @@
  */
 #include "runtime/engine/moe_impl.h"
 
-int shunt_moe_step(struct shunt_moe *m, enum shunt_lane lane, uint32_t layer, uint64_t step,
+int shunt_moe_step(struct shunt_moe *m, enum shunt_lane lane, uint32_t layer,
                    const struct shunt_moe_rows *rows, struct shunt_error *err)
 {
     int rc = 0;
 
     m->lane = lane;
     m->layer = layer;
-    m->step = step;
     m->rows = *rows;
     m->layer_step++;
 

@@ -3,7 +3,7 @@
  * Building an engine and taking it down. Everything large is laid out here, once.
  */
 #include <errno.h>
-#include <signal.h>
+#include <fenv.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "runtime/base/clock.h"
+#include "runtime/base/thread.h"
 #include "runtime/engine/engine_impl.h"
 
 /* Of a node's slots, what a placement may fill: the rest lets other experts pass through. */
@@ -178,17 +179,47 @@ static int join_rack(struct shunt *e, const struct shunt_config *cfg, struct shu
     return shunt_rack_join(&e->rack, &rc, err);
 }
 
+/* Two nodes find out when they say hello; of three, each pair may have one in common. */
+static int refuse_kernels(const struct shunt *e, struct shunt_error *err)
+{
+    const struct shunt_rack_node *nodes = shunt_rack_nodes(e->rack);
+    char list[384] = "";
+    size_t len = 0;
+
+    for (uint32_t n = 0; n < e->node_count && len < sizeof(list); n++) {
+        char levels[64];
+
+        shunt_kernels_names(nodes[n].kernel_levels, levels, sizeof(levels));
+        len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s has %s", n ? ", " : "",
+                                nodes[n].label, levels);
+    }
+    return shunt_error_set(err, -EPROTO,
+                           "the nodes have no kernels in common: %s; use --kernels auto everywhere",
+                           list);
+}
+
 /* The best level that every node has. */
-static void settle_kernels(struct shunt *e)
+static int settle_kernels(struct shunt *e, struct shunt_error *err)
 {
     const struct shunt_rack_node *nodes = shunt_rack_nodes(e->rack);
     uint32_t levels = e->options.kernel_levels;
 
-    for (uint32_t n = 0; n < e->node_count; n++) {
+    for (uint32_t n = 0; n < e->node_count; n++)
         levels &= nodes[n].kernel_levels;
+    if (levels == 0)
+        return refuse_kernels(e, err);
+    e->kernels = shunt_kernels_get((enum shunt_kernel_level)(31 - __builtin_clz(levels)));
+    return 0;
+}
+
+static void look_around(struct shunt *e, uint32_t *rows_max)
+{
+    const struct shunt_rack_node *nodes = shunt_rack_nodes(e->rack);
+
+    for (uint32_t n = 0; n < e->node_count; n++) {
+        rows_max[n] = nodes[n].rows_max;
         e->has_submitters |= !nodes[n].serve_only;
     }
-    e->kernels = shunt_kernels_get((enum shunt_kernel_level)(31 - __builtin_clz(levels)));
 }
 
 static int open_store(struct shunt *e, struct shunt_error *err)
@@ -230,7 +261,8 @@ static void planning_message(void *engine, uint32_t rank, uint32_t type, const v
 {
     struct shunt *e = engine;
 
-    shunt_planning_message(e->planning, rank, type, data, bytes);
+    if (atomic_load(&e->planning_takes))
+        shunt_planning_message(e->planning, rank, type, data, bytes);
 }
 
 static void control_tick(void *engine)
@@ -238,12 +270,27 @@ static void control_tick(void *engine)
     struct shunt *e = engine;
     struct shunt_error why;
 
+    if (!atomic_load(&e->planning_sends))
+        return;
     if (shunt_store_check_file(e->store, &why))
         shunt_rack_fail(e->rack, &why);
     shunt_planning_tick(e->planning);
 }
 
 static int start_control(struct shunt *e, struct shunt_error *err)
+{
+    const struct shunt_rack_callbacks callbacks = {
+        .ctx = e,
+        .down = shunt_engine_down,
+        .message = planning_message,
+        .tick = control_tick,
+    };
+
+    return shunt_rack_start(e->rack, &callbacks, err);
+}
+
+/* Before this node says that it is ready it takes messages; it sends some when all are. */
+static int open_planning(struct shunt *e, struct shunt_error *err)
 {
     const struct shunt_planning_config cfg = {
         .rack = e->rack,
@@ -256,16 +303,10 @@ static int start_control(struct shunt *e, struct shunt_error *err)
         .capacity = e->options.slot_count * PLACED_SHARE_NUM / PLACED_SHARE_DEN,
         .activations = e->moe.activations,
     };
-    const struct shunt_rack_callbacks callbacks = {
-        .ctx = e,
-        .down = shunt_engine_down,
-        .message = planning_message,
-        .tick = control_tick,
-    };
     int rc = shunt_planning_open(&e->planning, &cfg, err);
 
     if (!rc)
-        rc = shunt_rack_start(e->rack, &callbacks, err);
+        atomic_store(&e->planning_takes, 1);
     return rc;
 }
 
@@ -290,7 +331,6 @@ static int open_exchange(struct shunt *e, struct shunt_error *err)
     e->progress = (struct shunt_progress){
         .exchange = &e->exchange,
         .store = e->store,
-        .rack = e->rack,
         .abort_fd = e->abort_fd,
         .abort = &e->abort,
         .step_timeout_ns = e->options.cfg.step_timeout_ns,
@@ -305,17 +345,13 @@ static int open_exchange(struct shunt *e, struct shunt_error *err)
 
 static int start_engine(struct shunt *e, struct shunt_error *err)
 {
-    sigset_t all, before;
     int rc;
 
     shunt_pool_set_hook(e->pool, shunt_progress_hook, &e->progress);
     shunt_engine_publish(e); /* who asks at once gets an answer */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(&e->thread, NULL, shunt_engine_main, e);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    rc = shunt_thread_create(&e->thread, shunt_engine_main, e);
     if (rc)
-        return shunt_error_set(err, -rc, "cannot start the engine thread: %s", strerror(rc));
+        return shunt_error_set(err, rc, "cannot start the engine thread: %s", strerror(-rc));
     e->started = true;
     return 0;
 }
@@ -323,28 +359,32 @@ static int start_engine(struct shunt *e, struct shunt_error *err)
 /* Everything after the mesh stands. */
 static int build(struct shunt *e, const struct shunt_patience *patience, struct shunt_error *err)
 {
-    const struct shunt_rack_node *nodes = shunt_rack_nodes(e->rack);
     uint32_t rows_max[SHUNT_NODES_MAX];
     int rc;
 
-    for (uint32_t n = 0; n < e->node_count; n++)
-        rows_max[n] = nodes[n].rows_max;
-    settle_kernels(e);
-    rc = shunt_options_fit(&e->options, e->model, rows_max, err);
+    look_around(e, rows_max);
+    rc = settle_kernels(e, err);
+    if (!rc)
+        rc = shunt_options_fit(&e->options, e->model, rows_max, err);
     if (!rc)
         rc = shunt_pool_open(&e->pool, e->options.threads, err);
+    /* Pinning slots and loading weights take their time, and heartbeats go on meanwhile. */
+    if (!rc)
+        rc = start_control(e, err);
     if (!rc)
         rc = open_store(e, err);
     if (!rc)
         rc = place_memory(e, rows_max, err);
     if (!rc)
-        rc = start_control(e, err); /* heartbeats go on while the weights load */
+        rc = open_planning(e, err);
     if (!rc)
         rc = load_weights(e, patience, err);
     if (!rc)
         rc = open_exchange(e, err);
     if (!rc)
         rc = shunt_rack_wait_ready(e->rack, patience, err);
+    if (!rc)
+        atomic_store(&e->planning_sends, 1);
     if (!rc)
         rc = start_engine(e, err);
     return rc;
@@ -368,8 +408,8 @@ static void destroy(struct shunt *e)
     free(e);
 }
 
-int shunt_open(struct shunt **out, const struct shunt_model *model, const struct shunt_config *cfg,
-               struct shunt_error *err)
+static int open_engine(struct shunt **out, const struct shunt_model *model,
+                       const struct shunt_config *cfg, struct shunt_error *err)
 {
     struct shunt *e = aligned_alloc(SHUNT_CACHE_LINE, shunt_align_up(sizeof(*e), SHUNT_CACHE_LINE));
     int rc;
@@ -402,7 +442,7 @@ int shunt_open(struct shunt **out, const struct shunt_model *model, const struct
     }
     if (!rc) {
         const struct shunt_patience patience = {
-            .deadline_ns = shunt_now_ns() + cfg->ready_timeout_ns,
+            .deadline_ns = shunt_deadline_ns(cfg->ready_timeout_ns),
             .abort = &e->abort,
             .cancel_fd = &cfg->cancel_fd,
         };
@@ -422,6 +462,23 @@ int shunt_open(struct shunt **out, const struct shunt_model *model, const struct
     }
     *out = e;
     return 0;
+}
+
+int shunt_open(struct shunt **out, const struct shunt_model *model, const struct shunt_config *cfg,
+               struct shunt_error *err)
+{
+    fenv_t callers;
+    int rc = shunt_config_check(cfg, err); /* before anything of it is looked at, or closed */
+
+    if (rc)
+        return rc;
+    /* What is computed here, and on the threads created here, which inherit it, must not depend on
+     * the caller's rounding or flushing of denormals: kernels.h asks for this environment. */
+    fegetenv(&callers);
+    fesetenv(FE_DFL_ENV);
+    rc = open_engine(out, model, cfg, err);
+    fesetenv(&callers);
+    return rc;
 }
 
 /* Waits for the engine thread to end by itself. Return: true when it has. */
@@ -449,9 +506,9 @@ int shunt_close(struct shunt *e, int64_t timeout_ns)
     if (!e)
         return 0;
     for (uint32_t i = 0; i < e->sequence_count; i++)
-        atomic_store(&e->sequences[i].cancel, 1);
+        atomic_store(&e->sequences[i].cancel_id, atomic_load(&e->sequences[i].id));
     shunt_leave(e);
-    finished = wait_finished(e, timeout_ns < 0 ? -1 : shunt_now_ns() + timeout_ns);
+    finished = wait_finished(e, timeout_ns < 0 ? -1 : shunt_deadline_ns(timeout_ns));
     rc = shunt_rack_down(e->rack);
     if (!finished)
         shunt_engine_abort(e);

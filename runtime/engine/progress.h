@@ -16,12 +16,12 @@
 struct shunt_progress {
     struct shunt_exchange *exchange;
     struct shunt_store *store;
-    struct shunt_rack *rack;
     int abort_fd; /* readable once the engine must stop */
     _Atomic int *abort;
     int64_t step_timeout_ns;
     int64_t wait_read_ns, wait_peer_ns; /* slept or polled, in total */
     uint32_t lost_peer;                 /* whose loss ended a wait; SHUNT_NODES_MAX: nobody's */
+    int64_t hook_ns;                    /* when a poll between tiles was last made */
     struct shunt_error hook_error;      /* of a poll between tiles; code 0: none */
 };
 

@@ -6,7 +6,6 @@
  * when nobody has work, nobody announces, and the rack sleeps until somebody does.
  */
 #include <errno.h>
-#include <fenv.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -40,7 +39,7 @@ static void fill_stats(const struct shunt *e, struct shunt_stats *s)
         .node_count = e->node_count,
         .slot_count = shunt_store_slot_count(e->store),
         .slots_used = shunt_store_slots_used(e->store),
-        .steps = e->step,
+        .steps = e->decode_steps + e->prefill_layers,
         .decode_steps = e->decode_steps,
         .prompt_tokens = e->prompt_tokens,
         .tokens = e->tokens,
@@ -108,7 +107,8 @@ static struct shunt_wire_announce own_announcement(struct shunt *e)
     };
     bool leaving = atomic_load(&e->leaving) || (e->serve_only && e->has_submitters);
 
-    if (leaving && a.decode_rows == 0 && a.prefill_rows == 0)
+    /* Not before those have ended that wait for their reader, or have only just come. */
+    if (leaving && !shunt_lanes_alive(e))
         a.flags |= SHUNT_ANNOUNCE_LEAVING;
     return a;
 }
@@ -118,7 +118,6 @@ static void write_announcement(const struct shunt *e, const struct shunt_wire_an
 {
     struct shunt_wire_header header = shunt_exchange_header(&e->exchange, SHUNT_WIRE_ANNOUNCE);
 
-    header.step = e->step;
     memcpy(message, &header, sizeof(header));
     memcpy(message + sizeof(header), own, sizeof(*own));
     shunt_moe_write_states(&e->moe, 0, message + sizeof(header) + sizeof(*own));
@@ -196,11 +195,12 @@ static int run_prefill_layer(struct shunt *e, struct shunt_error *err)
     if (rc)
         return rc;
     if (++e->prefill_layer == e->model->arch.layer_count) {
-        shunt_lanes_finish_prefill(e);
+        rc = shunt_lanes_finish_prefill(e, err);
         e->prefill_layer = 0;
         e->prefill_running = false;
     }
-    return 0;
+    e->prefill_layers++;
+    return rc;
 }
 
 static int run_decode_pass(struct shunt *e, struct shunt_error *err)
@@ -211,7 +211,7 @@ static int run_decode_pass(struct shunt *e, struct shunt_error *err)
     for (uint32_t l = 0; l < e->model->arch.layer_count && !rc; l++)
         rc = shunt_forward_layer(e, &e->decode, SHUNT_LANE_DECODE, l, err);
     if (!rc)
-        shunt_lanes_finish_decode(e);
+        rc = shunt_lanes_finish_decode(e, err);
     e->decode_steps++;
     return rc;
 }
@@ -292,7 +292,6 @@ static int run(struct shunt *e, struct shunt_error *err)
             rc = run_decode_pass(e, err);
         if (rc)
             return rc;
-        e->step++;
         shunt_engine_publish(e);
         signal_events(e);
     }
@@ -312,16 +311,17 @@ void *shunt_engine_main(void *engine)
 {
     struct shunt *e = engine;
     struct shunt_error err;
-    int rc;
+    int rc = run(e, &err);
 
-    fesetenv(FE_DFL_ENV); /* a thread begins with its creator's; kernels.h asks for this one */
-    rc = run(e, &err);
     if (!rc)
         rc = finish_reads(e, &err);
     if (rc && e->progress.lost_peer < e->node_count)
         shunt_rack_peer_lost(e->rack, e->progress.lost_peer, &err);
     else if (rc && rc != -ECANCELED) /* told to stop: the goodbye says that, or the rack is down */
         shunt_rack_fail(e->rack, &err);
+    if (!rc)
+        shunt_rack_end(e->rack);
+    atomic_store(&e->closed, 1); /* before the last look: see shunt_submit */
     shunt_lanes_end_all(e, rc ? SHUNT_END_ERROR : SHUNT_END_CANCELLED);
     shunt_engine_publish(e);
     /* Before the event: who closes on it finds the engine ended in order. */

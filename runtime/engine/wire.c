@@ -122,12 +122,12 @@ int shunt_wire_view_counts(const void *message, uint64_t bytes,
     if (bytes != shunt_wire_counts_bytes(shape))
         return wrong_length(who, expect->kind, bytes, shunt_wire_counts_bytes(shape), err);
     view->read_ns = shunt_load_u64(m + sizeof(h));
-    view->counts = m + sizeof(h) + sizeof(uint64_t);
-    view->states = view->counts + 4ull * shape->expert_count;
+    memcpy(view->counts, m + sizeof(h) + sizeof(uint64_t), 4ull * shape->expert_count);
+    view->states = m + sizeof(h) + sizeof(uint64_t) + 4ull * shape->expert_count;
     view->next_states = view->states + shape->expert_count;
     view->guesses = view->next_states + shape->expert_count;
     for (uint32_t e = 0; e < shape->expert_count; e++)
-        total += shunt_load_u32(view->counts + 4ull * e);
+        total += view->counts[e];
     if (total > (uint64_t)expect->rows_max * shape->used_count)
         return shunt_error_set(err, -EPROTO,
                                "%s announces %" PRIu64 " expert calls; it may have %" PRIu64, who,
@@ -194,8 +194,8 @@ int shunt_wire_view_dispatch(const void *message, uint64_t bytes,
     view->header = h;
     view->states = m + at.states;
     view->guesses = m + at.guesses;
-    view->groups = (const struct shunt_wire_group *)(const void *)(m + at.groups);
-    view->entries = (const uint32_t *)(const void *)(m + at.entries);
+    memcpy(view->groups, m + at.groups, h.group_count * sizeof(*view->groups));
+    memcpy(view->entries, m + at.entries, h.entry_count * sizeof(*view->entries));
     view->rows = (const float *)(const void *)(m + at.rows);
     return check_groups(view, shape, who, err);
 }

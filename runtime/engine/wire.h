@@ -3,7 +3,9 @@
  * What nodes tell each other during a step. Every message begins with one header of 64 bytes; all
  * values are little-endian and of fixed width. A view of a received message is made only after
  * everything in it has been checked against its length and against what this node knows, so a
- * broken or hostile peer costs an error and nothing else.
+ * broken or hostile peer costs an error and nothing else. A peer may write into its part of the
+ * inbox at any moment: what is used as an index is copied, and the copy is checked. States, guesses
+ * and rows may be of any value, and stay where they are.
  *
  *   ANNOUNCE  once per step, to all: what work this node has, residency of layer 0
  *   COUNTS    once per prefill layer, to all: tokens per expert, residency, guesses for the next
@@ -45,12 +47,11 @@ struct shunt_wire_header {
     uint32_t rank; /* of the sender */
     uint32_t layer;
     uint32_t row_count;
-    uint64_t tick; /* the sender's exchange, see exchange.h */
-    uint64_t step;
+    uint64_t tick;         /* the sender's exchange, see exchange.h */
     uint32_t entry_count;  /* (row, expert) pairs */
     uint32_t group_count;  /* experts */
     uint32_t waited_count; /* RESULTS: entries whose expert had to be read first */
-    uint32_t reserved2;
+    uint32_t reserved2[3];
     uint64_t result_off; /* DISPATCH: where in the sender's inbox its results belong */
 };
 _Static_assert(sizeof(struct shunt_wire_header) == 64, "the header is a wire format");
@@ -85,8 +86,8 @@ struct shunt_wire_announce_view {
  */
 
 struct shunt_wire_counts_view {
-    uint64_t read_ns;            /* the sender's drive, one expert of this layer */
-    const unsigned char *counts; /* u32[expert_count], not aligned */
+    uint64_t read_ns; /* the sender's drive, one expert of this layer */
+    uint32_t *counts; /* [expert_count]: the caller's memory, filled */
     const uint8_t *states, *next_states;
     const uint8_t
         *guesses; /* bit e: the sender's rows will probably need expert e in the next layer */
@@ -103,11 +104,12 @@ _Static_assert(sizeof(struct shunt_wire_group) == 8, "a wire format");
 
 struct shunt_wire_dispatch_view {
     struct shunt_wire_header header;
-    const uint8_t *states;                 /* of the next layer (decode lane) */
-    const uint8_t *guesses;                /* for the next layer (decode lane) */
-    const struct shunt_wire_group *groups; /* [group_count], experts strictly ascending */
-    const uint32_t *entries; /* [entry_count] rows in [0, row_count), group by group */
-    const float *rows;       /* [row_count][hidden] */
+    const uint8_t *states;  /* of the next layer (decode lane) */
+    const uint8_t *guesses; /* for the next layer (decode lane) */
+    /* The caller's memory for [expert_count] and [rows_max * used_count], filled. */
+    struct shunt_wire_group *groups; /* [group_count], experts strictly ascending */
+    uint32_t *entries;               /* [entry_count] rows in [0, row_count), group by group */
+    const float *rows;               /* [row_count][hidden] */
 };
 
 /* Offsets of the parts of a DISPATCH. */
@@ -140,8 +142,9 @@ struct shunt_wire_expect {
     uint32_t entry_count; /* RESULTS: entries it was sent */
 };
 
-/* Check a message of `bytes` at `message` (64-aligned) and make a view of it. `who` names the peer.
- * Return: 0, or -EPROTO with what is wrong. */
+/* Check a message of `bytes` at `message` (64-aligned) and make a view of it, into the memory that
+ * the view brings along where it says so. `who` names the peer. Return: 0, or -EPROTO with what is
+ * wrong. */
 int shunt_wire_view_announce(const void *message, uint64_t bytes,
                              const struct shunt_wire_shape *shape,
                              const struct shunt_wire_expect *expect, const char *who,

@@ -7,13 +7,13 @@
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "runtime/base/thread.h"
 #include "runtime/store/expert_io.h"
 
 /* Enough to fill a drive with reads of 1 MiB; more only cost memory. */
@@ -122,18 +122,14 @@ static bool pread_close(struct shunt_expert_io *io)
 static int start_threads(struct shunt_expert_io *io, struct shunt_error *err)
 {
     uint32_t want = io->depth < THREADS_MAX ? io->depth : THREADS_MAX;
-    sigset_t all, before;
     int rc = 0;
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (io->thread_count < want && !rc) {
-        rc = pthread_create(&io->threads[io->thread_count], NULL, reader_main, io);
+        rc = shunt_thread_create(&io->threads[io->thread_count], reader_main, io);
         io->thread_count += !rc;
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (io->thread_count == 0)
-        return shunt_error_set(err, -rc, "cannot start a thread for reads: %s", strerror(rc));
+        return shunt_error_set(err, rc, "cannot start a thread for reads: %s", strerror(-rc));
     return 0; /* fewer threads than wanted read more slowly, no less rightly */
 }
 

@@ -400,12 +400,124 @@ static bool the_descriptor_tells_of_events(void)
     EXPECT(shunt_submit(engine, &r, &id, &err) == 0);
     while (events < 4) {
         EXPECT(poll(&fd, 1, 60000) == 1);
-        while (shunt_poll(engine, 0, &event, 0, &err) == 1)
+        while (shunt_poll(engine, 0, &event, 0, &err) == 1) {
             events++;
+            EXPECT((event.type == SHUNT_EVENT_END) == (events == 4));
+        }
     }
-    EXPECT(event.type == SHUNT_EVENT_END || events == 4);
+    EXPECT(events == 4);
     EXPECT(poll(&fd, 1, 0) == 0);
     EXPECT(shunt_poll(engine, id, &event, 0, &err) == -ENOENT);
+    EXPECT(shunt_close(engine, TIMEOUT) == 0);
+    return true;
+}
+
+/* Who takes one event each time it is readable gets them all. */
+static bool the_descriptor_stays_readable_while_there_are_events(void)
+{
+    struct shunt_config cfg = config();
+    shunt *engine = open_engine(&cfg);
+    struct shunt_request r = request(100);
+    struct shunt_event event = {.size = sizeof(event)};
+    struct pollfd fd;
+    uint64_t id;
+
+    EXPECT(engine);
+    fd = (struct pollfd){.fd = shunt_get_fd(engine), .events = POLLIN};
+    for (int round = 0; round < 20; round++) {
+        EXPECT(shunt_submit(engine, &r, &id, NULL) == 0);
+        do {
+            EXPECT(poll(&fd, 1, 20000) == 1);
+            EXPECT(shunt_poll(engine, 0, &event, 0, NULL) >= 0);
+        } while (event.type != SHUNT_EVENT_END);
+    }
+    EXPECT(shunt_close(engine, TIMEOUT) == 0);
+    return true;
+}
+
+/* The reader takes its time: the sequence is paused for want of room when the node leaves. */
+static bool leaving_finishes_what_runs(void)
+{
+    struct shunt_config cfg = config();
+    struct shunt_request r = request(2000);
+    struct shunt_stats before = {.size = sizeof(before)}, after = {.size = sizeof(after)};
+    shunt *engine = open_engine(&cfg);
+    static struct heard h;
+    uint64_t id;
+
+    EXPECT(engine);
+    EXPECT(shunt_submit(engine, &r, &id, NULL) == 0);
+    do { /* until it stands still */
+        EXPECT(shunt_get_stats(engine, &before) == 0);
+        nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+        EXPECT(shunt_get_stats(engine, &after) == 0);
+    } while (after.tokens == 0 || after.tokens != before.tokens);
+    EXPECT(after.tokens < 2000);
+    shunt_leave(engine);
+    EXPECT(hear(engine, id, &h));
+    EXPECT(h.end.reason == SHUNT_END_LENGTH && h.count == 2000);
+    EXPECT(shunt_close(engine, TIMEOUT) == 0);
+    return true;
+}
+
+static void *leave_soon(void *engine)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    shunt_leave(engine);
+    return NULL;
+}
+
+/* Whatever was accepted gets its END, however close to the end of the rack it came. */
+static bool every_sequence_gets_its_end(void)
+{
+    struct shunt_config cfg = config();
+    struct shunt_request r = request(1);
+
+    for (int round = 0; round < 10; round++) {
+        shunt *engine = open_engine(&cfg);
+        uint32_t submitted = 0, ended = 0;
+        struct shunt_error err;
+        pthread_t thread;
+        uint64_t id;
+        int rc;
+
+        EXPECT(engine && pthread_create(&thread, NULL, leave_soon, engine) == 0);
+        do {
+            struct shunt_event event = {.size = sizeof(event)};
+
+            rc = shunt_submit(engine, &r, &id, &err);
+            submitted += rc == 0;
+            while (shunt_poll(engine, 0, &event, 0, &err) == 1)
+                ended += event.type == SHUNT_EVENT_END;
+        } while (rc == 0 || rc == -EAGAIN);
+        EXPECT(rc == -EPIPE);
+        for (;;) {
+            struct shunt_event event = {.size = sizeof(event)};
+
+            rc = shunt_poll(engine, 0, &event, TIMEOUT, &err);
+            if (rc != 1)
+                break;
+            ended += event.type == SHUNT_EVENT_END;
+        }
+        EXPECT(rc == -EPIPE && submitted > 0 && ended == submitted);
+        pthread_join(thread, NULL);
+        EXPECT(shunt_close(engine, TIMEOUT) == 0);
+    }
+    return true;
+}
+
+static bool steps_are_counted(void)
+{
+    struct shunt_config cfg = config();
+    struct shunt_stats stats = {.size = sizeof(stats)};
+    struct shunt_request r = request(8);
+    shunt *engine = open_engine(&cfg);
+    struct heard h;
+
+    EXPECT(engine && generate(engine, &r, &h));
+    while (shunt_get_stats(engine, &stats) == 0 && stats.decode_steps < 7)
+        ; /* published after the events */
+    EXPECT(stats.decode_steps == 7 && stats.steps == info.layer_count + 7);
     EXPECT(shunt_close(engine, TIMEOUT) == 0);
     return true;
 }
@@ -540,6 +652,49 @@ static bool a_node_that_leaves_early_is_named(void)
     return true;
 }
 
+struct death {
+    shunt *engine;
+    int64_t after_ns;
+};
+
+static void *die(void *arg)
+{
+    const struct death *d = arg;
+
+    nanosleep(&(struct timespec){.tv_nsec = (long)d->after_ns}, NULL);
+    shunt_close(d->engine, 0);
+    return NULL;
+}
+
+/* A peer goes at any moment: what is told until then is what one node alone says. */
+static bool no_wrong_token_is_told_when_a_peer_goes(void)
+{
+    static struct heard alone, h;
+    struct shunt_request r = request(1500);
+    struct shunt_config cfg = config();
+    shunt *engine = open_engine(&cfg);
+
+    EXPECT(engine && generate(engine, &r, &alone) && shunt_close(engine, TIMEOUT) == 0);
+    for (int round = 0; round < 12; round++) {
+        struct shunt_event event;
+        struct node nodes[2];
+        struct death death;
+        pthread_t thread;
+        uint64_t id;
+
+        EXPECT(open_pair(nodes, true));
+        EXPECT(shunt_submit(nodes[0].engine, &r, &id, NULL) == 0);
+        death = (struct death){nodes[1].engine, 10000000 + round * 3700000};
+        EXPECT(pthread_create(&thread, NULL, die, &death) == 0);
+        EXPECT(hear(nodes[0].engine, id, &h) && h.end.reason == SHUNT_END_ERROR);
+        EXPECT(h.count < 1500 && !memcmp(h.ids, alone.ids, h.count * sizeof(h.ids[0])));
+        pthread_join(thread, NULL);
+        EXPECT(wait_for_down(nodes[0].engine, &event));
+        shunt_close(nodes[0].engine, 0);
+    }
+    return true;
+}
+
 static const struct {
     const char *name;
     bool (*run)(void);
@@ -556,10 +711,16 @@ static const struct {
     {"sampling is reproducible", sampling_is_reproducible},
     {"the caller's rounding does not show", the_callers_rounding_does_not_show},
     {"the descriptor tells of events", the_descriptor_tells_of_events},
+    {"the descriptor stays readable while there are events",
+     the_descriptor_stays_readable_while_there_are_events},
+    {"leaving finishes what runs", leaving_finishes_what_runs},
+    {"every sequence gets its end", every_sequence_gets_its_end},
+    {"steps are counted", steps_are_counted},
     {"closing cancels what runs", closing_cancels_what_runs},
     {"a footprint is what an engine takes", a_footprint_is_what_an_engine_takes},
     {"a rack ends in order", a_rack_ends_in_order},
     {"a node that leaves early is named", a_node_that_leaves_early_is_named},
+    {"no wrong token is told when a peer goes", no_wrong_token_is_told_when_a_peer_goes},
 };
 
 int main(int argc, char **argv)

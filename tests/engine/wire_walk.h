@@ -34,7 +34,7 @@ static inline bool wire_walk_counts(const struct shunt_wire_counts_view *v,
     uint64_t total = 0;
 
     for (uint32_t e = 0; e < shape->expert_count; e++)
-        total += shunt_load_u32(v->counts + 4ull * e);
+        total += v->counts[e];
     wire_sink = wire_sum(v->states, shape->expert_count) +
                 wire_sum(v->next_states, shape->expert_count) +
                 wire_sum(v->guesses, shunt_wire_bits_bytes(shape->expert_count)) + v->read_ns;

@@ -21,8 +21,11 @@ static void view(const unsigned char *m, size_t len, const struct shunt_wire_sha
                  const struct shunt_wire_expect *expect)
 {
     struct shunt_wire_announce_view announce;
-    struct shunt_wire_counts_view counts;
-    struct shunt_wire_dispatch_view dispatch;
+    struct shunt_wire_counts_view counts = {
+        .counts = calloc(shape->expert_count, sizeof(*counts.counts))};
+    struct shunt_wire_dispatch_view dispatch = {
+        .groups = calloc(shape->expert_count, sizeof(*dispatch.groups)),
+        .entries = calloc(expect->rows_max * shape->used_count + 1u, sizeof(*dispatch.entries))};
     struct shunt_wire_header results;
     bool sound = true;
 
@@ -47,6 +50,9 @@ static void view(const unsigned char *m, size_t len, const struct shunt_wire_sha
     }
     if (!sound)
         abort();
+    free(counts.counts);
+    free(dispatch.groups);
+    free(dispatch.entries);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
