@@ -69,7 +69,7 @@ static bool all_reported(const struct shunt_planner *p)
 /* True when it is time for a plan; the mutex is held. */
 static bool due(const struct shunt_planner *p, int64_t last_ns)
 {
-    if (!all_reported(p))
+    if (p->cfg.policy == SHUNT_PLACEMENT_OFF || !all_reported(p))
         return false;
     if (p->epoch == 0)
         return true;
