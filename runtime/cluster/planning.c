@@ -111,29 +111,42 @@ void shunt_planning_tick(struct shunt_planning *p)
     offer(p);
 }
 
+static void take_report(struct shunt_planning *p, uint32_t rank, const unsigned char *data,
+                        uint32_t bytes)
+{
+    struct report_header header;
+
+    if (bytes != sizeof(header) + p->key_count * sizeof(uint32_t))
+        return;
+    memcpy(&header, data, sizeof(header));
+    if (header.key_count != p->key_count)
+        return;
+    memcpy(p->message, data + sizeof(header), p->key_count * sizeof(uint32_t));
+    shunt_planner_report(p->planner, rank, (const uint32_t *)p->message, header.capacity);
+}
+
+static void take_placement(struct shunt_planning *p, const unsigned char *data, uint32_t bytes)
+{
+    struct placement_header header;
+
+    if (bytes != sizeof(header) + p->key_count * sizeof(uint64_t))
+        return;
+    memcpy(&header, data, sizeof(header));
+    /* An older one must not take the place of a newer one that waits for the engine. */
+    if (header.key_count != p->key_count || header.epoch <= p->newest_epoch)
+        return;
+    memcpy(p->newest, data + sizeof(header), p->key_count * sizeof(uint64_t));
+    p->newest_epoch = header.epoch;
+    offer(p);
+}
+
 void shunt_planning_message(struct shunt_planning *p, uint32_t rank, uint32_t type,
                             const void *data, uint32_t bytes)
 {
-    if (type == MESSAGE_REPORT && p->planner) {
-        struct report_header header;
-
-        if (bytes != sizeof(header) + p->key_count * sizeof(uint32_t))
-            return;
-        memcpy(&header, data, sizeof(header));
-        memcpy(p->message, (const unsigned char *)data + sizeof(header),
-               p->key_count * sizeof(uint32_t));
-        shunt_planner_report(p->planner, rank, (const uint32_t *)p->message, header.capacity);
-    } else if (type == MESSAGE_PLACEMENT && rank == 0 && !p->planner) {
-        struct placement_header header;
-
-        if (bytes != sizeof(header) + p->key_count * sizeof(uint64_t))
-            return;
-        memcpy(&header, data, sizeof(header));
-        memcpy(p->newest, (const unsigned char *)data + sizeof(header),
-               p->key_count * sizeof(uint64_t));
-        p->newest_epoch = header.epoch;
-        offer(p);
-    }
+    if (type == MESSAGE_REPORT && p->planner)
+        take_report(p, rank, data, bytes);
+    else if (type == MESSAGE_PLACEMENT && rank == 0 && !p->planner)
+        take_placement(p, data, bytes);
 }
 
 /* ---- engine thread */
