@@ -505,11 +505,9 @@ Test(planning, reports_at_intervals, .timeout = 60)
         for (uint32_t r = 0; r < 2; r++)
             shunt_planning_tick(sim->nodes[r].planning);
         deliver(&sim->nodes[0], 1);
-    } while (shunt_now_ns() - begin < 5 * interval_ns);
-    for (uint32_t r = 0; r < 2; r++) {
-        cr_expect_geq(sim->reports[r], 2, "rank %u: %u", r, sim->reports[r]);
+    } while (sim->reports[0] < 5 || sim->reports[1] < 5);
+    for (uint32_t r = 0; r < 2; r++)
         cr_expect_leq(sim->reports[r], 1 + (shunt_now_ns() - begin) / interval_ns, "rank %u", r);
-    }
     end_sim();
 }
 
