@@ -25,8 +25,9 @@ static int map_block(struct shunt_arena *arena, size_t bytes, const char *what,
     arena->blocks = grown;
     base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                 -1, 0);
-    if (base == MAP_FAILED)
-        return shunt_error_set(err, -errno, "cannot map %zu bytes for %s: %s", bytes, what,
+    if (base ==
+        MAP_FAILED) /* EAGAIN: of a process that locks all its memory, and is at its limit */
+        return shunt_error_set(err, -ENOMEM, "cannot map %zu bytes for %s: %s", bytes, what,
                                strerror(errno));
     /* Fewer TLB misses and faster pinning. Only where a block holds whole huge pages, so that a
      * small node does not become resident in more than it asked for. */
@@ -40,8 +41,11 @@ static int map_block(struct shunt_arena *arena, size_t bytes, const char *what,
 int shunt_arena_alloc(struct shunt_arena *arena, size_t bytes, const char *what, void **out,
                       struct shunt_error *err)
 {
-    int rc = map_block(arena, shunt_align_up(bytes ? bytes : 1, SHUNT_ARENA_PAGE), what, err);
+    int rc;
 
+    if (bytes > SIZE_MAX - SHUNT_ARENA_PAGE)
+        return shunt_error_set(err, -ENOMEM, "cannot map %zu bytes for %s", bytes, what);
+    rc = map_block(arena, shunt_align_up(bytes ? bytes : 1, SHUNT_ARENA_PAGE), what, err);
     if (rc)
         return rc;
     *out = arena->blocks[arena->block_count - 1].base;

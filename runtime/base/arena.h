@@ -31,8 +31,10 @@ struct shunt_arena {
 int shunt_arena_alloc(struct shunt_arena *arena, size_t bytes, const char *what, void **out,
                       struct shunt_error *err);
 
-/* Maps `count` pieces of `stride` bytes, as many to a block as fit; out[i] is piece i. The first of
- * a block is aligned to SHUNT_ARENA_PAGE, so each is aligned to what divides `stride`. */
+/* Maps `count` pieces of `stride` bytes (at least 1), as many to a block as fit; out[i] is piece i.
+ * The first of a block is aligned to SHUNT_ARENA_PAGE, so each is aligned to what divides `stride`.
+ * Return: 0; -EINVAL for a stride larger than a block; -ENOMEM, after which out[] is of no use and
+ * what was mapped goes with the arena. */
 int shunt_arena_alloc_many(struct shunt_arena *arena, size_t stride, uint32_t count,
                            const char *what, unsigned char **out, struct shunt_error *err);
 
