@@ -44,11 +44,11 @@ uint32_t shunt_cpu_count(void)
     return online > 0 ? (uint32_t)online : 1;
 }
 
-/* The value in bytes after `key` in a /proc file of "Key:   123 kB" lines; 0 when absent. */
-static uint64_t proc_value(const char *path, const char *key)
+/* The number after `key` in a file of such lines; 0 when absent. */
+static uint64_t number_after(const char *path, const char *key)
 {
     char line[256];
-    uint64_t kib = 0;
+    uint64_t number = 0;
     FILE *f = fopen(path, "re");
 
     if (!f)
@@ -56,12 +56,18 @@ static uint64_t proc_value(const char *path, const char *key)
     while (fgets(line, sizeof(line), f)) {
         if (strncmp(line, key, strlen(key)))
             continue;
-        if (sscanf(line + strlen(key), " %lu", &kib) != 1)
-            kib = 0;
+        if (sscanf(line + strlen(key), " %lu", &number) != 1)
+            number = 0;
         break;
     }
     fclose(f);
-    return kib << 10;
+    return number;
+}
+
+/* Bytes, of a /proc file with lines "Key:   123 kB". */
+static uint64_t proc_value(const char *path, const char *key)
+{
+    return number_after(path, key) << 10;
 }
 
 static bool read_number(const char *path, uint64_t *value)
@@ -76,19 +82,49 @@ static bool read_number(const char *path, uint64_t *value)
     return ok;
 }
 
-/* Room left in one control group, through the limit and usage files of `folder`. */
-static uint64_t cgroup_room(const char *folder, const char *limit_file, const char *usage_file)
-{
-    char path[640];
-    uint64_t limit, usage;
+/* A version of control groups: where the memory groups lie, and its words. */
+struct cgroup_names {
+    const char *root, *limit, *usage, *inactive_file, *active_file;
+};
+static const struct cgroup_names cgroup_v1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes",
+                                              "memory.usage_in_bytes", "total_inactive_file",
+                                              "total_active_file"};
+static const struct cgroup_names cgroup_v2 = {"/sys/fs/cgroup", "memory.max", "memory.current",
+                                              "inactive_file", "active_file"};
 
-    snprintf(path, sizeof(path), "%s/%s", folder, limit_file);
+/* Room left in one control group. Files in the page cache are on its account and make room when it
+ * is needed; the machine's MemAvailable counts them in the same way. */
+static uint64_t cgroup_room(const struct cgroup_names *names, const char *group)
+{
+    char folder[576], path[640];
+    uint64_t limit, usage, cached;
+
+    snprintf(folder, sizeof(folder), "%s%s", names->root, group);
+    snprintf(path, sizeof(path), "%s/%s", folder, names->limit);
     if (!read_number(path, &limit))
         return UINT64_MAX;
-    snprintf(path, sizeof(path), "%s/%s", folder, usage_file);
+    snprintf(path, sizeof(path), "%s/%s", folder, names->usage);
     if (!read_number(path, &usage))
         return UINT64_MAX;
+    snprintf(path, sizeof(path), "%s/memory.stat", folder);
+    cached = number_after(path, names->inactive_file) + number_after(path, names->active_file);
+    usage -= cached < usage ? cached : usage;
     return limit > usage ? limit - usage : 0;
+}
+
+/* Of a line "ID:CONTROLLERS:GROUP" of /proc/self/cgroup; the group may have colons in its name.
+ * Return: the group, or NULL when the line is not about memory. */
+static char *memory_group(char *line, const struct cgroup_names **names)
+{
+    char *controllers = strchr(line, ':');
+    char *group = controllers ? strchr(controllers + 1, ':') : NULL;
+
+    if (!group)
+        return NULL;
+    *group++ = '\0';
+    group[strcspn(group, "\n")] = '\0';
+    *names = !strcmp(line, "0:") ? &cgroup_v2 : &cgroup_v1;
+    return *names == &cgroup_v2 || !strcmp(controllers, ":memory") ? group : NULL;
 }
 
 /* The least room in this process's memory control group and those above it. */
@@ -101,21 +137,12 @@ static uint64_t cgroup_memory_room(void)
     if (!f)
         return room;
     while (fgets(line, sizeof(line), f)) {
-        bool v2 = !strncmp(line, "0::", 3);
-        bool v1 = strstr(line, ":memory:") != NULL;
-        char *group = strrchr(line, ':');
-        char folder[576];
+        const struct cgroup_names *names;
+        char *group = memory_group(line, &names);
 
-        if ((!v1 && !v2) || !group)
-            continue;
-        group++;
-        group[strcspn(group, "\n")] = '\0';
-        for (;;) {
-            uint64_t r;
+        while (group) {
+            uint64_t r = cgroup_room(names, group);
 
-            snprintf(folder, sizeof(folder), "/sys/fs/cgroup%s%s", v1 ? "/memory" : "", group);
-            r = v1 ? cgroup_room(folder, "memory.limit_in_bytes", "memory.usage_in_bytes")
-                   : cgroup_room(folder, "memory.max", "memory.current");
             if (r < room)
                 room = r;
             if (!strrchr(group, '/') || group[1] == '\0')
