@@ -198,7 +198,8 @@ static void expect_refusal(int rc, int want, const struct shunt_error *err, cons
 /* What cannot be had is said, by name, and changes nothing. */
 Test(arena, refuses_and_stays_as_it_was)
 {
-    static const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 4095, SIZE_MAX / 2, 1ull << 56};
+    static const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 4094, SIZE_MAX - 4095, SIZE_MAX / 2,
+                                   1ull << 56};
     unsigned char *out[3] = {(unsigned char *)&kernel};
     struct shunt_arena a = {0}, before;
     struct shunt_error err;
