@@ -70,7 +70,8 @@ SHUNT_API const char *shunt_version(void);
 typedef struct shunt_model shunt_model;
 
 /* Opens a GGUF v3 file and reads its header: metadata, tensor table, tokenizer. Expert weights are
- * never read here. Everything in the file is checked against the file's size. Blocks on the drive.
+ * never read here. Everything in the file is checked against the file's size. Blocks on the drive,
+ * and without a deadline: a drive or a file server that does not answer keeps the caller waiting.
  * Return: 0; -ENOENT, -EACCES and the like; -EBADMSG for a file that is cut or contradicts itself;
  * -ENOTSUP for an architecture, a weight type or a scaling that this version does not compute (the
  * text names it). */
