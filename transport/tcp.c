@@ -92,6 +92,11 @@ static void tcp_close(struct shunt_transport *t)
     free(t);
 }
 
+static uint64_t tcp_footprint(uint32_t node_count)
+{
+    return sizeof(struct shunt_transport) + node_count * (STAGE_BYTES + sizeof(struct peer));
+}
+
 static int tcp_open(struct shunt_transport **out, const struct shunt_transport_config *cfg,
                     struct shunt_error *err)
 {
@@ -352,6 +357,7 @@ static const struct shunt_transport_counters *tcp_counters(const struct shunt_tr
 
 const struct shunt_transport_ops shunt_transport_tcp = {
     .name = "tcp",
+    .footprint = tcp_footprint,
     .open = tcp_open,
     .put = tcp_put,
     .poll = tcp_poll,

@@ -4,6 +4,7 @@
  * inbox, and an immediate of 32 bits tells the peer that the bytes are there. One of shunt's three
  * operation tables.
  *
+ *   footprint says what open will allocate
  *   open      takes a connected stream per peer and this node's inbox
  *   put       posts bytes to [offset, offset + bytes) of the peer's inbox, then the immediate;
  * never blocks poll      moves whatever can be moved and hands out completions: SENT, ARRIVED, LOST
@@ -68,6 +69,8 @@ struct shunt_transport_counters {
 
 struct shunt_transport_ops {
     const char *name;
+    /* Bytes, in a rack of so many nodes. */
+    uint64_t (*footprint)(uint32_t node_count);
     int (*open)(struct shunt_transport **t, const struct shunt_transport_config *cfg,
                 struct shunt_error *err);
     /* Return: 0, -EAGAIN, -EINVAL, -EPIPE. bytes may be 0. */

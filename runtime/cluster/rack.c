@@ -469,20 +469,36 @@ static void adopt_peers(struct shunt_rack *rack, const struct shunt_joined *join
     }
 }
 
+/* Of each peer: what is coming in, and what waits to go out. */
+static size_t frame_max_of(uint32_t message_max)
+{
+    return sizeof(struct frame) + message_max + QUEUE_SLACK;
+}
+
+static size_t queue_max_of(uint32_t message_max)
+{
+    return frame_max_of(message_max) + QUEUE_SLACK;
+}
+
+uint64_t shunt_rack_buffer_bytes(uint32_t node_count, uint32_t message_max)
+{
+    return (uint64_t)node_count * (frame_max_of(message_max) + queue_max_of(message_max));
+}
+
 static int alloc_buffers(struct shunt_rack *rack, struct shunt_error *err)
 {
-    size_t each;
     unsigned char *at;
 
-    rack->frame_max = sizeof(struct frame) + rack->cfg.message_max + QUEUE_SLACK;
-    rack->queue_max = rack->frame_max + QUEUE_SLACK;
-    each = rack->frame_max + rack->queue_max;
-    rack->buffers = at = malloc(each * rack->cfg.node_count);
+    rack->frame_max = frame_max_of(rack->cfg.message_max);
+    rack->queue_max = queue_max_of(rack->cfg.message_max);
+    rack->buffers = at =
+        malloc(shunt_rack_buffer_bytes(rack->cfg.node_count, rack->cfg.message_max));
     if (!at)
         return shunt_error_set(err, -ENOMEM, "out of memory for the control channel");
-    for (uint32_t r = 0; r < rack->cfg.node_count; r++, at += each) {
+    for (uint32_t r = 0; r < rack->cfg.node_count; r++) {
         rack->peers[r].in = at;
         rack->peers[r].out = at + rack->frame_max;
+        at += rack->frame_max + rack->queue_max;
     }
     return 0;
 }

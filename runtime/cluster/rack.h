@@ -61,6 +61,9 @@ struct shunt_rack_callbacks {
 
 struct shunt_rack;
 
+/* Memory of a rack's queues of control messages, of at most `message_max` bytes each. */
+uint64_t shunt_rack_buffer_bytes(uint32_t node_count, uint32_t message_max);
+
 /* Finds the peers and compares hellos. Blocks, at most join_timeout_ns. A rack of one node opens no
  * socket. cfg->listen_fd is closed in any case. */
 int shunt_rack_join(struct shunt_rack **rack, const struct shunt_rack_config *cfg,

@@ -215,6 +215,9 @@ static uint64_t measure_work(const struct shunt_options *o, const struct shunt_m
     uint32_t rows[SHUNT_NODES_MAX];
     struct shunt e = {.model = model, .options = *o, .node_count = o->cfg.node_count};
     uint64_t keys = (uint64_t)model->arch.layer_count * model->arch.expert_count;
+    uint64_t queues = shunt_rack_buffer_bytes(
+        o->cfg.node_count,
+        shunt_planning_message_max(model->arch.layer_count, model->arch.expert_count));
 
     e.rank = o->cfg.rank;
     e.context = o->cfg.context;
@@ -224,8 +227,10 @@ static uint64_t measure_work(const struct shunt_options *o, const struct shunt_m
     for (uint32_t n = 0; n < e.node_count; n++)
         rows[n] = rows_max && n != e.rank ? rows_max[n] : e.options.rows_max;
     shunt_engine_carve(&e, rows, &carve);
+    if (e.node_count > 1)
+        queues += o->transport->footprint(e.node_count);
     /* Residency and placement tables, and on rank 0 the planner's. */
-    return pages(carve.used) + keys * 64 + (e.rank == 0 ? keys * e.node_count * 20 : 0);
+    return pages(carve.used) + queues + keys * 64 + (e.rank == 0 ? keys * e.node_count * 20 : 0);
 }
 
 /* More than any machine has where the product does not fit: the limits of an architecture are wide
