@@ -6,7 +6,8 @@ Walks every #include "..." of the tree and fails when a layer includes what lies
 
     tools -> runtime -> { transport, kernels, planner } -> runtime/base
 
-The public header has no dependencies and may be included by all; tools and test drivers may include nothing else of ours.
+The public header has no dependencies and may be included by all; tools and test drivers may include nothing else of ours
+(but tests/driver/threads.c, which hammers hidden parts).
 """
 import os
 import re
@@ -21,6 +22,7 @@ LAYERS = [
     ('planner/', ['runtime/base/']),
     ('runtime/', ['runtime/base/', 'transport/', 'kernels/', 'planner/']),
     ('tools/', []),
+    ('tests/driver/threads.c', []),  # of a layer that is not walked
     ('tests/driver/', []),
 ]
 PUBLIC = ('runtime/shunt.h', 'runtime/shunt_version.h')
@@ -62,7 +64,8 @@ def check_the_check():
     """A tree with one wrong include of each kind must be refused."""
     for path, include in [('kernels/a.c', 'runtime/store/b.h'), ('runtime/base/a.c', 'kernels/b.h'),
                           ('planner/a.c', 'transport/b.h'), ('tools/a.c', 'runtime/base/b.h'),
-                          ('transport/a.c', 'runtime/engine/b.h'), ('runtime/engine/a.c', 'tools/b.h')]:
+                          ('transport/a.c', 'runtime/engine/b.h'), ('runtime/engine/a.c', 'tools/b.h'),
+                          ('tests/driver/a.c', 'runtime/base/b.h')]:
         with tempfile.TemporaryDirectory() as root:
             for file, text in [(path, f'#include "{include}"\n'), (include, '\n')]:
                 os.makedirs(os.path.dirname(os.path.join(root, file)), exist_ok=True)
