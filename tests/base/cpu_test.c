@@ -79,7 +79,7 @@ Test(cpu, counts_the_processors_it_may_use)
     int first = 0;
 
     cr_assert_eq(sched_getaffinity(0, sizeof(set), &set), 0);
-    cr_expect_eq(shunt_cpu_count(), CPU_COUNT(&set));
+    cr_expect_eq(shunt_cpu_count(), (uint32_t)CPU_COUNT(&set));
     while (!CPU_ISSET(first, &set))
         first++;
     CPU_ZERO(&one);
