@@ -18,12 +18,13 @@ static inline int64_t shunt_now_ns(void)
     return (int64_t)t.tv_sec * SHUNT_NS_PER_S + t.tv_nsec;
 }
 
-/* The moment `ns` from now; of very long times the end of all. */
-static inline int64_t shunt_deadline_ns(int64_t ns)
+/* The moment `timeout_ns` from now; INT64_MAX, which never comes, for a negative timeout and for
+ * one that would pass the end of the clock. */
+static inline int64_t shunt_deadline_ns(int64_t timeout_ns)
 {
     int64_t now = shunt_now_ns();
 
-    return ns < INT64_MAX - now ? now + ns : INT64_MAX;
+    return timeout_ns < 0 || timeout_ns > INT64_MAX - now ? INT64_MAX : now + timeout_ns;
 }
 
 static inline struct timespec shunt_timespec(int64_t ns)

@@ -261,7 +261,7 @@ static int take_event(struct shunt *e, uint64_t id, struct shunt_event *event,
 int shunt_poll(struct shunt *e, uint64_t id, struct shunt_event *event, int64_t timeout_ns,
                struct shunt_error *err)
 {
-    int64_t deadline = timeout_ns < 0 ? INT64_MAX : shunt_deadline_ns(timeout_ns);
+    int64_t deadline = shunt_deadline_ns(timeout_ns);
     bool cleared = false;
 
     if (event->size != sizeof(*event))

@@ -485,7 +485,7 @@ int shunt_open(struct shunt **out, const struct shunt_model *model, const struct
 static bool wait_finished(struct shunt *e, int64_t deadline_ns)
 {
     while (!atomic_load(&e->finished)) {
-        if (deadline_ns >= 0 && shunt_now_ns() >= deadline_ns)
+        if (shunt_now_ns() >= deadline_ns)
             return false;
         usleep(2000);
     }
@@ -508,7 +508,7 @@ int shunt_close(struct shunt *e, int64_t timeout_ns)
     for (uint32_t i = 0; i < e->sequence_count; i++)
         atomic_store(&e->sequences[i].cancel_id, atomic_load(&e->sequences[i].id));
     shunt_leave(e);
-    finished = wait_finished(e, timeout_ns < 0 ? -1 : shunt_deadline_ns(timeout_ns));
+    finished = wait_finished(e, shunt_deadline_ns(timeout_ns));
     rc = shunt_rack_down(e->rack);
     if (!finished)
         shunt_engine_abort(e);
