@@ -509,6 +509,11 @@ Test(planning, reports_at_intervals, .timeout = 60)
     for (uint32_t r = 0; r < 2; r++)
         cr_expect_leq(sim->reports[r], 1 + (shunt_now_ns() - begin) / interval_ns, "rank %u", r);
     end_sim();
+    start_sim(1, 1, INT64_MAX); /* never again */
+    for (uint32_t i = 0; i < 10; i++)
+        shunt_planning_tick(sim->nodes[0].planning);
+    cr_expect_eq(sim->reports[0], 1);
+    end_sim();
 }
 
 Test(planning, says_and_does_nothing_when_off, .timeout = 60)

@@ -211,3 +211,37 @@ Test(config, a_rack_takes_the_buffers_that_are_counted, .timeout = 60)
         shunt_rack_close(rack);
     }
 }
+
+/* The longest timeouts there are do not pass the end of the clock. */
+Test(config, the_longest_timeouts_are_no_short_ones, .timeout = 60)
+{
+    int fd;
+    shunt_model *model = open_model(&fd);
+    struct shunt_event event = {.size = sizeof(event)};
+    struct node nodes[2];
+    struct seats seats;
+
+    memset(nodes, 0, sizeof(nodes));
+    seats_take(&seats, 2);
+    for (uint32_t r = 0; r < 2; r++) {
+        configure(&nodes[r], model, r, 2);
+        nodes[r].cfg.rack = seats.addresses;
+        nodes[r].cfg.listen_fd = seats_config(&seats, r).listen_fd;
+        nodes[r].cfg.join_timeout_ns = INT64_MAX;
+        nodes[r].cfg.ready_timeout_ns = INT64_MAX;
+        nodes[r].cfg.step_timeout_ns = INT64_MAX;
+        nodes[r].cfg.dead_after_ns = INT64_MAX;
+        nodes[r].cfg.plan_interval_ns = INT64_MAX;
+    }
+    at_once(2, open_engine, nodes, sizeof(nodes[0]));
+    for (uint32_t r = 0; r < 2; r++)
+        cr_assert_eq(nodes[r].rc, 0, "rank %u: %s", r, nodes[r].err.text);
+    shunt_leave(nodes[0].engine);
+    shunt_leave(nodes[1].engine);
+    cr_expect_eq(shunt_poll(nodes[0].engine, 0, &event, INT64_MAX, &nodes[0].err), 1);
+    cr_expect_eq(event.type, SHUNT_EVENT_RACK_DOWN);
+    cr_expect_eq(shunt_close(nodes[0].engine, INT64_MAX), 0);
+    cr_expect_eq(shunt_close(nodes[1].engine, INT64_MAX), 0);
+    shunt_model_close(model);
+    close(fd);
+}
