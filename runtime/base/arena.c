@@ -25,8 +25,8 @@ static int map_block(struct shunt_arena *arena, size_t bytes, const char *what,
     arena->blocks = grown;
     base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                 -1, 0);
-    if (base ==
-        MAP_FAILED) /* EAGAIN: of a process that locks all its memory, and is at its limit */
+    /* EAGAIN: of a process that locks all its memory, and is at its limit */
+    if (base == MAP_FAILED)
         return shunt_error_set(err, -ENOMEM, "cannot map %zu bytes for %s: %s", bytes, what,
                                strerror(errno));
     /* Fewer TLB misses and faster pinning. Only where a block holds whole huge pages, so that a

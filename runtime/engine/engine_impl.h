@@ -125,7 +125,6 @@ struct shunt {
     struct shunt_options options;
     uint32_t rank, node_count;
     bool serve_only;
-    bool has_submitters; /* some node of the rack submits */
     const struct shunt_kernels *kernels;
 
     struct shunt_arena arena;

@@ -212,14 +212,21 @@ static int settle_kernels(struct shunt *e, struct shunt_error *err)
     return 0;
 }
 
-static void look_around(struct shunt *e, uint32_t *rows_max)
+/* A rack that only serves would wait for ever: nodes do not change. */
+static int look_around(const struct shunt *e, uint32_t *rows_max, struct shunt_error *err)
 {
     const struct shunt_rack_node *nodes = shunt_rack_nodes(e->rack);
+    bool submits = false;
 
     for (uint32_t n = 0; n < e->node_count; n++) {
         rows_max[n] = nodes[n].rows_max;
-        e->has_submitters |= !nodes[n].serve_only;
+        submits |= !nodes[n].serve_only;
     }
+    if (submits)
+        return 0;
+    return shunt_error_set(err, -EINVAL,
+                           "every node of the rack was started to serve (shunt node), and none takes "
+                           "prompts; start at least one with shunt run --rank");
 }
 
 static int open_store(struct shunt *e, struct shunt_error *err)
@@ -362,8 +369,9 @@ static int build(struct shunt *e, const struct shunt_patience *patience, struct 
     uint32_t rows_max[SHUNT_NODES_MAX];
     int rc;
 
-    look_around(e, rows_max);
-    rc = settle_kernels(e, err);
+    rc = look_around(e, rows_max, err);
+    if (!rc)
+        rc = settle_kernels(e, err);
     if (!rc)
         rc = shunt_options_fit(&e->options, e->model, rows_max, err);
     if (!rc)

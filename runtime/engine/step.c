@@ -105,7 +105,7 @@ static struct shunt_wire_announce own_announcement(struct shunt *e)
         .decode_rows = shunt_lanes_decode_rows(e),
         .prefill_rows = e->prefill_running ? e->prefill.count : shunt_lanes_prefill_rows(e),
     };
-    bool leaving = atomic_load(&e->leaving) || (e->serve_only && e->has_submitters);
+    bool leaving = atomic_load(&e->leaving) || e->serve_only;
 
     /* Not before those have ended that wait for their reader, or have only just come. */
     if (leaving && !shunt_lanes_alive(e))

@@ -51,6 +51,22 @@ def _(t):
         check(0.9 < time.monotonic() - begin < 3, 'not after a second')
 
 
+@case('a rack in which nobody takes prompts')
+def _(t):
+    ports = free_ports(2)
+    for process in (node(t, 0, ports), node(t, 1, ports)):
+        ends(process, 'none takes prompts', 'shunt run --rank', within=5)
+
+
+@case('three peers that have kernels in common two by two')
+def _(t):
+    if len(kernel_levels()) < 2:
+        raise Skip('one kernel level here')
+    ports = free_ports(3)
+    for process in [node(t, r, ports, '--kernels', k) for r, k in enumerate(('auto', 'ref', 'avx2'))]:
+        ends(process, within=10)
+
+
 @case('a peer that comes late')
 def _(t):
     ports = free_ports(2)
