@@ -20,8 +20,8 @@ struct shunt_expert_io {
     int *fds;
 };
 
-/* Registered memory counts against RLIMIT_MEMLOCK for an ordinary user, and 8 MiB is the usual
- * limit: then reads go on unregistered. */
+/* Registered memory counts against RLIMIT_MEMLOCK for an ordinary user, that of all his processes
+ * together, and 8 MiB is the usual limit: then reads go on unregistered. */
 static void register_blocks(struct shunt_expert_io *io, const struct shunt_io_config *cfg)
 {
     struct iovec *iov;
@@ -46,11 +46,10 @@ static void register_blocks(struct shunt_expert_io *io, const struct shunt_io_co
     getrlimit(RLIMIT_MEMLOCK, &limit);
     shunt_notify_say(&cfg->notify,
                      "io_uring: %llu MiB of slots are not registered (%s); reads cost more "
-                     "processor time. The limit on locked memory is %llu KiB: raise it with "
-                     "'ulimit -l %llu' or LimitMEMLOCK=",
+                     "processor time. The limit on locked memory is %llu KiB for all processes of "
+                     "this user together: raise it with 'ulimit -l unlimited' or LimitMEMLOCK=",
                      (unsigned long long)(bytes >> 20), strerror(-rc),
-                     (unsigned long long)(limit.rlim_cur >> 10),
-                     (unsigned long long)(bytes >> 10) + 8192);
+                     (unsigned long long)(limit.rlim_cur >> 10));
 }
 
 static void wait_for_reads(struct shunt_expert_io *io)
