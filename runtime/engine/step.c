@@ -30,7 +30,6 @@ struct agreement {
 static void fill_stats(const struct shunt *e, struct shunt_stats *s)
 {
     const struct shunt_store_counters *c = shunt_store_get_counters(e->store);
-    uint64_t resolved = c->guesses_useful + c->guesses_late + c->guesses_wasted;
     uint32_t keys = e->model->arch.layer_count * e->model->arch.expert_count;
 
     *s = (struct shunt_stats){
@@ -56,7 +55,7 @@ static void fill_stats(const struct shunt *e, struct shunt_stats *s)
         .speculative_useful = c->guesses_useful,
         .speculative_late = c->guesses_late,
         .speculative_wasted = c->guesses_wasted,
-        .speculative_pending = c->reads[SHUNT_READ_SPECULATIVE] - resolved,
+        .speculative_pending = c->guesses_pending,
         .rows_sent = e->moe.counters.rows_sent,
         .rows_received = e->moe.counters.rows_received,
         .wait_read_ns = e->progress.wait_read_ns,

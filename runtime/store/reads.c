@@ -84,6 +84,7 @@ void shunt_reads_begin(struct shunt_store *store, uint32_t slot, enum shunt_read
     s->state = SHUNT_LOADING;
     s->read_class = by;
     s->guess = by == SHUNT_READ_SPECULATIVE;
+    store->counters.guesses_pending += s->guess;
     s->abandoned = false;
     s->part = 0;
     s->part_done = 0;

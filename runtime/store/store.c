@@ -125,8 +125,10 @@ void shunt_store_free_slot(struct shunt_store *store, uint32_t slot)
     struct shunt_slot *s = &store->slots[slot];
     uint32_t c = 0;
 
-    if (s->guess || s->abandoned)
+    if (s->guess) {
         store->counters.guesses_wasted++;
+        store->counters.guesses_pending--;
+    }
     store->slot_of[s->key] = SHUNT_NO_SLOT;
     s->key = SHUNT_NO_KEY;
     s->state = SHUNT_ABSENT;
@@ -240,6 +242,7 @@ int shunt_store_acquire(struct shunt_store *store, uint32_t key, uint64_t now)
             store->counters.guesses_useful++;
         else
             store->counters.guesses_late++;
+        store->counters.guesses_pending--;
         s->guess = false;
     }
     if (s->state == SHUNT_LOADING && s->read_class != SHUNT_READ_DEMAND)

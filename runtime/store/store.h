@@ -56,6 +56,7 @@ struct shunt_store_counters {
     uint64_t bytes[SHUNT_READ_CLASSES];
     uint64_t reads[SHUNT_READ_CLASSES];
     uint64_t guesses_useful, guesses_late, guesses_wasted;
+    uint64_t guesses_pending; /* held, and not needed so far */
 };
 
 struct shunt_store;

@@ -159,6 +159,11 @@ static int run_way(const struct subject *s, const struct way *way, struct driver
     cfg.context = IDS_MAX + TOKENS;
     cfg.plan_interval_ns = 20000000; /* several placements within the run */
     rc = driver_run(s->model, &cfg, nodes, node_count);
+    if (!rc && (nodes[0].stats.calls_read == 0 ||
+                (node_count > 1 && nodes[0].stats.calls_peer + nodes[0].stats.rows_sent == 0))) {
+        printf("# nothing was read, or no row left its node\n");
+        rc = -1;
+    }
     *user = users[0];
     free_user(&users[1]);
     free_user(&elsewhere);
