@@ -112,12 +112,12 @@ def _(t):
 
 # ---- kill -9 of a node: separate commands
 
-def start_rack(t, run, *options, serving=(1, 2), ports=None):
+def start_rack(t, run, *options, ports=None, **how):
     """Return: processes by rank."""
     ports = ports or free_ports(3)
     common = ('-m', env.demo, '--rack', rack_of(ports), *SLOW, *options)
-    return [t.start('node', '--rank', str(r), *common) if r in serving
-            else t.start('run', '--rank', str(r), *common, *run) for r in range(3)], ports
+    return [t.start('node', '--rank', str(r), *common) if r > 0
+            else t.start('run', '--rank', str(r), *common, *run, **how) for r in range(3)], ports
 
 
 def check_others(t, processes, rank, act, within=WITHIN_S):
@@ -133,11 +133,7 @@ def check_others(t, processes, rank, act, within=WITHIN_S):
 
 
 def kill_separate(t, phase, rank):
-    if phase == 'idle':  # nobody has a prompt
-        processes, ports = start_rack(t, [], serving=(0, 1, 2))
-        wait_until(lambda: established(ports[0]) == 4 and established(ports[1]) == 2, 'the join')
-        time.sleep(0.3)
-    elif phase == 'prefill':
+    if phase == 'prefill':
         processes, _ = start_rack(t, prefill(t))
         until_prefill(processes[0], [p.pid for p in processes])
     else:
@@ -148,10 +144,37 @@ def kill_separate(t, phase, rank):
     note(f'{phase}, rank {rank}: the others ended after {took:.3f} s')
 
 
-for phase in ('prefill', 'decode', 'idle'):
+for phase in ('prefill', 'decode'):
     for rank in range(3):
         case(f'separate commands: kill -9 of rank {rank} during {phase}', phase, rank)(
             kill_separate)
+
+
+def kill_idle(t, rank):
+    """The only user's output is not taken any more, so no step is made."""
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        processes, _ = start_rack(t, DECODE, stdout=write_end)
+        seconds = None
+        while seconds is None or [cpu_seconds(p.pid) for p in processes[1:]] != seconds:
+            seconds = [cpu_seconds(p.pid) for p in processes[1:]]
+            time.sleep(0.5)
+        servers = [p for r, p in enumerate(processes) if r not in (0, rank)]
+        times = seconds_to_end([p.pid for p in servers],
+                               lambda: processes[rank].signal(signal.SIGKILL))
+        check(max(times.values()) < WITHIN_S, f'ended after {times}')
+        for p in servers:
+            check_named(p.wait().err, rank)
+    finally:
+        os.close(read_end)  # now rank 0 has nobody to write to
+        os.close(write_end)
+    for p in processes:
+        p.wait()
+
+
+for rank in range(3):
+    case(f'separate commands: kill -9 of rank {rank} while the rack is idle', rank)(kill_idle)
 
 
 @case('separate commands: kill -9 of a node while the last one is awaited')
@@ -168,6 +191,23 @@ def _(t):
 
 
 # ---- a node that does not answer
+
+@case('a model that is written to while it is in use')
+def _(t):
+    """With the same bytes: it is the writing that is noticed."""
+    model = t.file('model.gguf', env.demo.read_bytes())
+    for options in (('--slots', '2'), ('--nodes', '2', '--slots', '2')):
+        process = t.start('run', '-m', model, '-p', 'KING', '-n', '2000', '--ignore-eos', *options)
+        until_decode(process)
+        with open(model, 'r+b') as f:
+            f.seek(5 << 20)
+            same = f.read(1 << 20)
+            f.seek(5 << 20)
+            f.write(same)
+        result = process.wait(10)
+        check_equal(result.code, 1, f'exit code of {result}')
+        check(re.search(r'model\.gguf was changed while it was in use', result.err), f'{result}')
+
 
 @case('a node that is stopped counts as dead after --dead-after')
 def _(t):
