@@ -11,8 +11,9 @@ import struct
 import termios
 import time
 
+import gguffile
 from shunttest import (case, check, check_equal, cpu_seconds, env, established, free_ports,
-                       is_alive, main, note, rack_of, seconds_to_end, wait_until)
+                       is_alive, main, note, proc_stat, rack_of, seconds_to_end, wait_until)
 
 WITHIN_S = 1.0  # what a rack may take to end after one of its nodes has died
 
@@ -303,6 +304,87 @@ def _(t):
 def cmdline(pid):
     with open(f'/proc/{pid}/cmdline', 'rb') as f:
         return f.read()
+
+
+# ---- told to stop while the model is being opened
+
+def slow_to_open(t):
+    """A vocabulary of two million words, which takes a good part of a second to take in."""
+    words = [f'word{i:x}' for i in range(2_000_000)]
+    g = gguffile.make_model()
+    g.keys['tokenizer.ggml.tokens'] = gguffile.strings(
+        gguffile.byte_stand_ins() + ['<|end|>'] + words)
+    g.keys['tokenizer.ggml.token_type'] = gguffile.integers([1] * 256 + [3] + [4] * len(words))
+    # The embeddings come last, and are a hole.
+    embeddings = g.tensors.pop(0)
+    g.bytes()
+    embeddings.dims[1] += len(words)
+    embeddings.data, embeddings.off = None, len(g.data) + -len(g.data) % 32
+    g.tensors.append(embeddings)
+    path = t.file('model.gguf', g.bytes())
+    os.truncate(path, path.stat().st_size + 32 + 4 * 32 * embeddings.dims[1])
+    return path
+
+
+def opens(pid, path):
+    folder = f'/proc/{pid}/fd'
+    return any(os.path.realpath(f'{folder}/{fd}') == str(path) for fd in os.listdir(folder))
+
+
+def blocks(pid, number):
+    with open(f'/proc/{pid}/status', encoding='utf-8') as f:
+        return int(re.search(r'SigBlk:\s*(\w+)', f.read()).group(1), 16) >> (number - 1) & 1
+
+
+def start_slowly(t, nodes):
+    """Return: a command, and its nodes, each stopped while it opens the model."""
+    path = slow_to_open(t)
+    process = t.start('run', '-m', path, '-p', 'hi', '--report', t.tmp / 'report.json',
+                      *(['--nodes', str(nodes)] if nodes else []))
+    pids = process.nodes(nodes) if nodes else [process.pid]
+    for pid in pids:
+        wait_until(lambda: opens(pid, path), 'the model is open', interval=0.001)
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        wait_until(lambda: proc_stat(pid)[0] == 'T', 'stopped', interval=0.001)
+        check(not any(blocks(pid, n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
+              'a signal would wait until the model is open')
+    return process, pids
+
+
+def stop_while_opening(t, number, how, nodes):
+    process, pids = start_slowly(t, nodes)
+
+    def act():
+        {'command': process.signal, 'group': process.signal_group}[how](number)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    took = check_stopped(t, process, act, ['model.gguf'])
+    check_equal(process.wait().code, 130 if nodes else -number, 'exit code')
+    note(f'ended after {took:.3f} s')
+
+
+for number, how, nodes in ((signal.SIGINT, 'group', 0), (signal.SIGINT, 'group', 2),
+                           (signal.SIGTERM, 'command', 0), (signal.SIGTERM, 'command', 2),
+                           (signal.SIGHUP, 'command', 1)):
+    case(f'{number.name} to the {how} while the model is opened, '
+         f'{f"--nodes {nodes}" if nodes else "one node"}', number, how, nodes)(stop_while_opening)
+
+
+@case('SIGTERM to one of two nodes while the model is opened')
+def _(t):
+    process, pids = start_slowly(t, 2)
+
+    def act():
+        os.kill(pids[1], signal.SIGTERM)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    times = seconds_to_end([process.pid, *pids], act)
+    result = process.wait()
+    check_equal(result.code, 130, f'exit code of {result}')
+    check_named(result.err, 1)
+    check(max(times.values()) < WITHIN_S, f'ended after {times}')
+    check_no_files(t, 'model.gguf')
 
 
 @case('SIGINT and SIGTERM while the others are awaited')

@@ -160,6 +160,12 @@ static void push(struct local_rack *r)
     r->deadline_ms = now_ms() + KILL_MS;
 }
 
+/* A node that has not opened its model yet dies by these; later it ends by itself. */
+static bool is_interrupt(int signal)
+{
+    return signal == SIGINT || signal == SIGTERM || signal == SIGHUP;
+}
+
 static void reap(struct local_rack *r)
 {
     for (uint32_t i = 0; i < r->count; i++) {
@@ -173,7 +179,7 @@ static void reap(struct local_rack *r)
         if (WIFSIGNALED(status)) {
             if (!r->told)
                 c->killed_by = WTERMSIG(status);
-            note_failure(r, EXIT_FAILED);
+            note_failure(r, is_interrupt(WTERMSIG(status)) ? EXIT_INTERRUPTED : EXIT_FAILED);
         } else if (WEXITSTATUS(status) != EXIT_DONE) {
             note_failure(r, WEXITSTATUS(status));
         }
@@ -215,6 +221,7 @@ static void supervise(struct local_rack *r)
         reap(r);
         push(r);
     }
+    take_signals(r); /* sent to all of the group, and the nodes were quicker */
     /* What the last of them wrote. */
     for (uint32_t i = 0; i < r->count; i++)
         while (r->children[i].pipe.fd >= 0 && pipe_read(&r->children[i].pipe, r->sink))

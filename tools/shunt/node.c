@@ -385,16 +385,17 @@ int run_node(const struct node_job *job, const struct sink *sink)
     struct shunt_error err;
     int rc;
 
+    /* Opening a model looks at no descriptor: until then a signal does what it always does. */
+    if (shunt_model_open(&n.model, job->model, &err))
+        return failed(&n, err.code, err.text);
     if (block_signals(&n)) {
         complain("signalfd: %s", strerror(errno));
         rc = EXIT_FAILED;
-    } else if (shunt_model_open(&n.model, job->model, &err)) {
-        rc = failed(&n, err.code, err.text);
     } else {
         rc = open_and_serve(&n);
-        shunt_model_close(n.model);
     }
     unblock_signals(&n);
+    shunt_model_close(n.model);
     return rc;
 }
 
