@@ -181,8 +181,11 @@ struct shunt_config {
     int64_t dead_after_ns;   /* silence of a peer after which it is dead. Default 5 s */
 
     /* Memory. */
-    uint64_t memory_bytes; /* resident memory of the process, what it has now included; 0: no limit
-                              but the machine's */
+    uint32_t local_nodes;  /* nodes that share this machine, this one counted, in [0, 64]; each has
+                              its part of what memory_bytes 0 and threads 0 stand for. 0 or 1: it
+                              has the machine for itself */
+    uint64_t memory_bytes; /* resident memory of the process, what it has now included; 0: 85 % of
+                              what this machine, or this process's control group, has free */
     uint32_t slot_count;   /* experts held in memory, >= 2; 0: see slot_percent */
     uint32_t slot_percent; /* in [0, 100] of the model's experts, rounded up; 0: as many as
                               memory_bytes allows */
@@ -359,7 +362,7 @@ struct shunt_stats {
     uint64_t placement_epoch;             /* placements that became active */
     uint32_t placed_count;                /* experts the placement wants on this node */
     uint64_t memory_bytes;                /* what the engine has mapped */
-    uint64_t memory_limit_bytes;          /* 0: none */
+    uint64_t memory_limit_bytes;          /* memory_bytes, or what was chosen for it */
     const char *kernels, *io, *transport; /* what was chosen; static strings */
     bool io_direct;                       /* O_DIRECT in use */
     uint32_t threads, chunk;

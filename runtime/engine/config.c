@@ -140,6 +140,8 @@ static int check_numbers(const struct shunt_options *o, const struct shunt_model
     if (!rc)
         rc = check_range("rank", c->rank, 0, (int64_t)c->node_count - 1, err);
     if (!rc)
+        rc = check_range("local nodes", c->local_nodes, 0, SHUNT_NODES_MAX, err);
+    if (!rc)
         rc = check_range("context", c->context, 1, a->context_max, err);
     if (!rc)
         rc = check_range("sequences", c->sequences_max, 1, SHUNT_SEQUENCES_MAX, err);
@@ -173,6 +175,25 @@ int shunt_config_check(const struct shunt_config *cfg, struct shunt_error *err)
                            sizeof(*cfg), cfg->size);
 }
 
+/* What the caller has left to the machine. Measured once: later the nodes that share it have taken
+ * some of theirs. */
+static void share_machine(struct shunt_options *o)
+{
+    uint32_t nodes = o->cfg.local_nodes ? o->cfg.local_nodes : 1;
+
+    o->threads = o->cfg.threads;
+    if (o->threads == 0)
+        o->threads = shunt_cpu_count() / nodes;
+    if (o->threads == 0)
+        o->threads = 1;
+    if (o->threads > SHUNT_POOL_THREADS_MAX)
+        o->threads = SHUNT_POOL_THREADS_MAX;
+    o->memory_limit = o->cfg.memory_bytes;
+    if (o->memory_limit == 0)
+        o->memory_limit = shunt_memory_resident() +
+                          shunt_memory_available() / nodes / 100 * MACHINE_SHARE_PERCENT;
+}
+
 int shunt_options_resolve(struct shunt_options *o, const struct shunt_model *model,
                           const struct shunt_config *cfg, struct shunt_error *err)
 {
@@ -194,9 +215,7 @@ int shunt_options_resolve(struct shunt_options *o, const struct shunt_model *mod
         rc = check_numbers(o, model, err);
     if (rc)
         return rc;
-    o->threads = cfg->threads ? cfg->threads : shunt_cpu_count();
-    if (o->threads > SHUNT_POOL_THREADS_MAX)
-        o->threads = SHUNT_POOL_THREADS_MAX;
+    share_machine(o);
     return 0;
 }
 
@@ -318,12 +337,10 @@ int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
 {
     struct shunt_footprint *f = &o->footprint;
     uint64_t resident = shunt_memory_resident();
-    uint64_t limit = o->cfg.memory_bytes;
+    uint64_t limit = o->memory_limit;
     uint64_t fixed, slots_need;
     int rc;
 
-    if (limit == 0)
-        limit = resident + shunt_memory_available() / 100 * MACHINE_SHARE_PERCENT;
     if (!rows_max) /* once chosen, a chunk stays: the peers have been told */
         choose_chunk(o, model, NULL, limit);
     f->size = sizeof(*f);

@@ -43,6 +43,7 @@ struct shunt_options {
     uint32_t kernel_levels; /* mask of those allowed */
     enum shunt_placement_policy placement;
     uint32_t threads;
+    uint64_t memory_limit; /* resident bytes of the process */
     uint32_t chunk;
     uint32_t rows_max; /* of hidden state this node dispatches at once */
     uint32_t slot_count;

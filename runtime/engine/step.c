@@ -62,7 +62,7 @@ static void fill_stats(const struct shunt *e, struct shunt_stats *s)
         .wait_peer_ns = e->progress.wait_peer_ns,
         .placement_epoch = e->placement_epoch,
         .memory_bytes = e->arena.bytes,
-        .memory_limit_bytes = e->options.cfg.memory_bytes,
+        .memory_limit_bytes = e->options.memory_limit,
         .kernels = e->kernels->name,
         .io = shunt_store_io_name(e->store),
         .transport = e->node_count > 1 ? e->options.transport->name : "none",

@@ -120,6 +120,7 @@ static bool wrong_options_are_named(void)
         {"sequences", offsetof(struct shunt_config, sequences_max), 257},
         {"chunk", offsetof(struct shunt_config, chunk), 5000},
         {"threads", offsetof(struct shunt_config, threads), 1000},
+        {"local nodes", offsetof(struct shunt_config, local_nodes), 65},
         {"slots", offsetof(struct shunt_config, slot_count), 1},
         {"slots", offsetof(struct shunt_config, slot_count), 100000},
         {"slots", offsetof(struct shunt_config, slot_percent), 101},

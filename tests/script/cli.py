@@ -413,6 +413,27 @@ def _(t):
         check(len(raw) > 50, f'{raw!r}')
 
 
+# ---- processors
+
+def threads_of(t, processors, *options):
+    """Compute threads of each node, where the command may run on these processors."""
+    t.run('run', '-m', env.demo, '-p', 'hi', '-n', '1', '--report', t.tmp / 'r', *options,
+          before=lambda: os.sched_setaffinity(0, processors))
+    return [n['threads'] for n in json.loads((t.tmp / 'r').read_text())['nodes']]
+
+
+@case('threads: the processors that the command may run on, shared by the nodes')
+def _(t):
+    processors = sorted(os.sched_getaffinity(0))
+    for count in {1, 2, 3, min(4, len(processors))}:
+        some = processors[:count]
+        for nodes in (1, 2, 3):
+            check_equal(threads_of(t, some, '--nodes', str(nodes)),
+                        [max(1, len(some) // nodes)] * nodes, f'threads on {len(some)} processors')
+        check_equal(threads_of(t, some), [len(some)], f'threads on {len(some)} processors')
+    check_equal(threads_of(t, processors[:1], '--nodes', '2', '-t', '2'), [2, 2], 'with -t 2')
+
+
 # ---- odd places
 
 @case('from another folder, by a relative path, with the model open elsewhere')

@@ -219,6 +219,33 @@ def _(t):
         check(re.search('rank 1 .*gone.*out-of-memory', result.err), f'{result}')
 
 
+@case('without --memory the nodes of a machine share what its control group gives')
+def _(t):
+    room = 256 * MIB
+    for nodes in (1, 3):
+        with cgroups(1, room) as groups:
+            result = t.start('run', '-m', model(), '-p', 'hi', '-n', '4', '--nodes', str(nodes),
+                             '--report', t.tmp / 'report.json', before=groups[0].enter).wait()
+        check_equal(result.code, 0, f'exit code of {result}')
+        limits = [n['memory_limit_bytes'] for n in read_report(t)['nodes']]
+        note(f'{nodes} nodes: {mib(limits)} of {room / MIB:.0f} MiB')
+        # Each counts what it has resident already on top of its part.
+        check(max(limits) < 0.85 * room / nodes + 16 * MIB, f'{mib(limits)} MiB')
+        check(min(limits) > 0.5 * room / nodes, f'{mib(limits)} MiB')
+
+
+@case('without --memory the nodes of a machine share what it has free')
+def _(t):
+    limits = {}
+    for nodes in (1, 2, 4):
+        start_run(t, '--nodes', str(nodes), tokens=1).wait()
+        limits[nodes] = [n['memory_limit_bytes'] for n in read_report(t)['nodes']]
+    for nodes, each in limits.items():
+        part = limits[1][0] / nodes
+        check(all(0.8 * part < one < 1.2 * part for one in each),
+              f'{nodes} nodes: {mib(each)} MiB; one: {mib(limits[1])}')
+
+
 # ---- the drive and the page cache
 
 def need_drive():

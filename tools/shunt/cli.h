@@ -156,10 +156,6 @@ int run_node(const struct node_job *job, const struct sink *sink);
  * from outcome and summary). Return: exit code. */
 int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink *sink);
 
-/* Where the user has not said: each of `nodes` processes gets its share of processors and memory.
- */
-void share_machine(struct shunt_config *cfg, uint32_t nodes);
-
 /* ---- wire.c: frames on the pipe from a node process to its supervisor */
 
 struct pipe_reader {

@@ -228,7 +228,6 @@ static int evaluate(struct eval_command *c, struct prompt *prompt, struct report
     r.first_rank = job.cfg.rank;
     sink = results_sink(&r);
     if (c->engine.nodes) {
-        share_machine(&job.cfg, nodes);
         job.deal = true;
         rc = run_local_rack(&job, nodes, &sink);
     } else {

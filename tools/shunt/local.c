@@ -99,7 +99,7 @@ static int be_node(struct local_rack *r, uint32_t rank, int pipe_fd, pid_t super
             close(r->children[i].pipe.fd);
     }
     job.cfg.rank = rank;
-    job.cfg.node_count = r->count;
+    job.cfg.node_count = job.cfg.local_nodes = r->count;
     job.cfg.rack = r->rack;
     job.cfg.listen_fd = r->children[rank].listen_fd;
     job.progress = false;
@@ -261,32 +261,6 @@ static void say_failure(const struct local_rack *r)
         i = first_failure(r, true);
     if (i < r->count)
         complain("%s", r->children[i].pipe.failure);
-}
-
-/* What /proc/meminfo calls available; 0 when it does not say. */
-static uint64_t available_memory(void)
-{
-    unsigned long long kib = 0;
-    char line[256];
-    FILE *f = fopen("/proc/meminfo", "re");
-
-    while (f && fgets(line, sizeof(line), f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return kib << 10;
-}
-
-void share_machine(struct shunt_config *cfg, uint32_t nodes)
-{
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
-
-    if (cfg->threads == 0)
-        cfg->threads = processors > (long)nodes ? (uint32_t)processors / nodes : 1;
-    /* A tenth of it stays free; with slots given, nothing grows to fill a share. */
-    if (cfg->memory_bytes == 0 && cfg->slot_count == 0 && cfg->slot_percent == 0)
-        cfg->memory_bytes = available_memory() / nodes / 10 * 9;
 }
 
 static void block_signals(struct local_rack *r)

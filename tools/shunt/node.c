@@ -25,6 +25,7 @@ struct node {
     uint64_t ids[PROMPTS_MAX]; /* sequence of a prompt; 0: not this node's, or ended */
     uint32_t waiting;          /* prompts not ended */
     uint64_t prompt_total;     /* positions of this node's prompts */
+    uint64_t logits_bytes;     /* taken off --memory before the engine gets the rest */
     bool started;              /* a token has come: the text is progress enough */
     bool progress_shown;
 };
@@ -307,13 +308,13 @@ static void summarize(struct node *n)
     snprintf(s.io, sizeof(s.io), "%s", s.stats.io);
     snprintf(s.transport, sizeof(s.transport), "%s", s.stats.transport);
     snprintf(s.model_name, sizeof(s.model_name), "%s", info.name);
-    s.stats.memory_limit_bytes = n->job->cfg.memory_bytes;
+    s.stats.memory_limit_bytes += n->logits_bytes;
     s.vm_hwm_bytes = peak_memory();
     n->sink->summary(n->sink->ctx, &s);
 }
 
 /* Logits lie in memory of ours, which counts as the engine's does. Return: 0 or EXIT_FAILED. */
-static int reserve_logits(const struct node *n, struct shunt_config *cfg)
+static int reserve_logits(struct node *n, struct shunt_config *cfg)
 {
     struct shunt_model_info info = {.size = sizeof(info)};
     uint64_t bytes = 0;
@@ -324,7 +325,8 @@ static int reserve_logits(const struct node *n, struct shunt_config *cfg)
         if (is_mine(n->job, i) && n->job->prompts[i].logits)
             bytes += n->job->prompts[i].id_count * info.vocab_count * sizeof(float);
     if (cfg->memory_bytes == 0 || bytes < cfg->memory_bytes) {
-        cfg->memory_bytes -= cfg->memory_bytes ? bytes : 0;
+        n->logits_bytes = cfg->memory_bytes ? bytes : 0;
+        cfg->memory_bytes -= n->logits_bytes;
         return 0;
     }
     snprintf(text, sizeof(text),
@@ -335,7 +337,7 @@ static int reserve_logits(const struct node *n, struct shunt_config *cfg)
 
 static int open_engine(struct node *n, const struct shunt_config *cfg)
 {
-    const double logits = (double)(n->job->cfg.memory_bytes - cfg->memory_bytes) / (1 << 20);
+    const double logits = (double)n->logits_bytes / (1 << 20);
     struct shunt_error err;
     char text[sizeof(err.text) + 64];
 

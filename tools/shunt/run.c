@@ -210,7 +210,6 @@ static int run_all(struct run_command *c, struct report_file *report)
         r.first_rank = job.cfg.rank;
         rc = run_node(&job, &sink);
     } else if (c->engine.nodes) {
-        share_machine(&job.cfg, nodes);
         job.deal = true;
         r.prompts = r.labelled ? c->prompts : NULL;
         rc = run_local_rack(&job, nodes, &sink);
