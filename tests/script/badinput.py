@@ -448,6 +448,13 @@ for name, (options, says) in SIZES.items():
     case(name, options, says)(size_case)
 
 
+@case('inspect with sizes that cannot be')
+def _(t):
+    """Nothing is shown of a table that has no rows."""
+    refused(t, 'inspect', env.demo, '--chunk', '99999999', says='chunk: 99999999')
+    refused(t, 'inspect', env.demo, '--ctx', '0', '--tensors', says='context: 0')
+
+
 @case('a rack says it once')
 def _(t):
     """What every node would refuse is said by none of them, and nothing has begun."""

@@ -143,11 +143,20 @@ static void print_experts(const shunt_model *model, const struct shunt_model_inf
 
 /* ---- memory */
 
-static void print_memory(const shunt_model *model, const struct engine_options *o)
+static const uint32_t percents[] = {0, 10, 25, 40, 50, 75, 100}; /* 0: the minimum */
+
+#define PERCENT_COUNT (sizeof(percents) / sizeof(percents[0]))
+
+struct memory_table {
+    uint32_t nodes, context;
+    struct shunt_footprint rows[PERCENT_COUNT];
+};
+
+/* Return: 0 or EXIT_FAILED, said. */
+static int measure_memory(const shunt_model *model, const struct engine_options *o,
+                          struct memory_table *table)
 {
-    static const uint32_t percents[] = {10, 25, 40, 50, 75, 100};
     struct shunt_config cfg = o->cfg;
-    struct shunt_footprint f = {.size = sizeof(f)};
     struct shunt_error err;
     const char *rack[NODES_MAX];
 
@@ -158,35 +167,50 @@ static void print_memory(const shunt_model *model, const struct engine_options *
     cfg.sequences_max = 1;
     cfg.memory_bytes =
         UINT64_MAX / 4; /* the question is how much it takes, not whether it is there */
-    printf("\nmemory per node (%u node%s, one prompt of up to %u positions)\n", cfg.node_count,
-           cfg.node_count > 1 ? "s" : "", cfg.context);
+    table->nodes = cfg.node_count;
+    table->context = cfg.context;
+    for (size_t i = 0; i < PERCENT_COUNT; i++) {
+        cfg.slot_count = percents[i] ? 0 : 2;
+        cfg.slot_percent = percents[i];
+        table->rows[i].size = sizeof(table->rows[i]);
+        if (shunt_get_footprint(model, &cfg, &table->rows[i], &err)) {
+            complain("%s", err.text);
+            return EXIT_FAILED;
+        }
+    }
+    return 0;
+}
+
+static void print_memory(const struct memory_table *table)
+{
+    const struct shunt_footprint *f = &table->rows[0];
+
+    printf("\nmemory per node (%u node%s, one prompt of up to %u positions)\n", table->nodes,
+           table->nodes > 1 ? "s" : "", table->context);
     printf("%8s %8s %12s %12s\n", "slots", "count", "slots MiB", "--memory MiB");
-    for (size_t i = 0; i <= sizeof(percents) / sizeof(percents[0]); i++) {
+    for (size_t i = 0; i < PERCENT_COUNT; i++) {
+        const struct shunt_footprint *row = &table->rows[i];
         char label[16] = "minimum";
 
-        cfg.slot_count = i == 0 ? 2 : 0;
-        cfg.slot_percent = i == 0 ? 0 : percents[i - 1];
-        if (i > 0)
-            snprintf(label, sizeof(label), "%u %%", percents[i - 1]);
-        if (shunt_get_footprint(model, &cfg, &f, &err)) {
-            complain("%s", err.text);
-            return;
-        }
-        printf("%8s %8u %12.1f %12.0f\n", label, f.slot_count, mib(f.slot_bytes),
-               mib(f.total_bytes) + 1);
+        if (percents[i])
+            snprintf(label, sizeof(label), "%u %%", percents[i]);
+        printf("%8s %8u %12.1f %12.0f\n", label, row->slot_count, mib(row->slot_bytes),
+               mib(row->total_bytes) + 1);
     }
     printf(
         "(of this: non-expert weights %.1f, KV cache %.1f, activations and buffers %.1f MiB with "
         "chunks of %u)\n",
-        mib(f.dense_bytes), mib(f.kv_bytes), mib(f.work_bytes), f.chunk);
+        mib(f->dense_bytes), mib(f->kv_bytes), mib(f->work_bytes), f->chunk);
 }
 
 static int inspect(const struct inspect_command *c)
 {
     struct shunt_model_info m = {.size = sizeof(m)};
     struct engine_options o = c->engine;
+    struct memory_table memory;
     struct shunt_error err;
     shunt_model *model;
+    int rc;
 
     if (shunt_model_open(&model, c->engine.model, &err)) {
         complain("%s", err.text);
@@ -195,14 +219,17 @@ static int inspect(const struct inspect_command *c)
     shunt_model_get_info(model, &m);
     if (o.cfg.context > m.context_max)
         o.cfg.context = m.context_max;
-    print_model(&m);
-    print_types(model, m.tensor_count);
-    if (c->tensors)
-        print_tensors(model, m.tensor_count);
-    print_experts(model, &m, c->experts);
-    print_memory(model, &o);
+    rc = measure_memory(model, &o, &memory);
+    if (!rc) {
+        print_model(&m);
+        print_types(model, m.tensor_count);
+        if (c->tensors)
+            print_tensors(model, m.tensor_count);
+        print_experts(model, &m, c->experts);
+        print_memory(&memory);
+    }
     shunt_model_close(model);
-    return EXIT_DONE;
+    return rc;
 }
 
 int cmd_inspect(int argc, char **argv)
