@@ -167,6 +167,27 @@ def _(t):
         check_equal(n.wait().code, 0, 'exit code of a node')
 
 
+@case('eval on every rank: rank 0 evaluates, the others serve')
+def _(t):
+    """With the same command line, and with as little as `node` needs."""
+    alone, ids_alone, _ = evaluate(t, 'alone')
+    rack = rack_of(free_ports(3))
+    more = ('--ids-file', t.tmp / 'ids', '--logits', t.tmp / 'none', '--greedy', str(GREEDY),
+            '--report', t.tmp / 'one.json')
+    others = [t.start('eval', '-m', env.demo, '--rack', rack, '--rank', '1', *more),
+              t.start('eval', '-m', env.demo, '--rack', rack, '--rank', '2')]
+    logits, ids, _ = evaluate(t, 'rack', '--rank', '0', '--rack', rack)
+    check(filecmp.cmp(alone, logits, shallow=False), 'logits differ')
+    check_equal(ids, ids_alone, 'greedy ids')
+    for process in others:
+        result = process.wait()
+        check_equal((result.code, result.out, result.err), (0, '', ''), f'end of {result}')
+    check(not (t.tmp / 'none').exists(), 'rank 1 has written logits')
+    report = json.loads((t.tmp / 'one.json').read_text())
+    check_equal(([n['rank'] for n in report['nodes']], report['sequences']), ([1], []),
+                'report of rank 1')
+
+
 # ---- run
 
 def run_and_verify(t, nodes, prompts, *options):

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * shunt eval: the logits of given ids, and the ids that follow, for checking exactness. Rank 0
- * evaluates; the other nodes of a rack serve.
+ * evaluates; the other nodes of a rack serve, so that one command line fits them all but for
+ * --rank.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -21,6 +22,12 @@ struct eval_command {
     uint32_t greedy;
     bool context_given;
 };
+
+/* One of the other nodes of a rack, which have no use for ids. */
+static bool serves(const struct eval_command *c)
+{
+    return c->engine.rack_count && c->engine.cfg.rank != 0;
+}
 
 static const struct option_help own_options[] = {
     {"--ids-file", 0, "FILE", "the ids, separated by white space ('-': standard input)"},
@@ -212,7 +219,7 @@ static int evaluate(struct eval_command *c, struct prompt *prompt, struct report
         .model = c->engine.model,
         .cfg = c->engine.cfg,
         .prompts = prompt,
-        .prompt_count = 1,
+        .prompt_count = prompt ? 1 : 0,
         /* The ids asked for are K, whatever they are. */
         .sampling = {.tokens = c->greedy, .top_p = 1, .ignore_eos = true},
         .progress = isatty(STDERR_FILENO),
@@ -221,9 +228,9 @@ static int evaluate(struct eval_command *c, struct prompt *prompt, struct report
     struct sink sink;
     int rc;
 
-    if (!c->context_given)
+    if (prompt && !c->context_given)
         job.cfg.context = (uint32_t)prompt->id_count + c->greedy;
-    results_init(&r, 1, nodes);
+    results_init(&r, job.prompt_count, nodes);
     r.quiet = true;
     r.first_rank = job.cfg.rank;
     sink = results_sink(&r);
@@ -233,11 +240,23 @@ static int evaluate(struct eval_command *c, struct prompt *prompt, struct report
     } else {
         rc = run_node(&job, &sink);
     }
-    if (!rc && c->greedy)
+    if (!rc && prompt && c->greedy)
         print_greedy(&r);
     if (!rc && report->file)
         rc = report_write(report, c->engine.model, &r);
     results_fini(&r);
+    return rc;
+}
+
+/* Without a prompt a node serves; what there is to report is this node's own. */
+static int serve(struct eval_command *c)
+{
+    struct report_file report = {0};
+    int rc = c->report ? report_open(&report, c->report) : 0;
+
+    if (!rc)
+        rc = evaluate(c, NULL, &report);
+    report_abandon(&report);
     return rc;
 }
 
@@ -275,13 +294,17 @@ int cmd_eval(int argc, char **argv)
     engine_options_init(&c.engine);
     rc = parse_arguments(argc, argv, "eval",
                          "eval -m FILE --ids-file IDS [--logits OUT.f32] [--greedy K] [OPTIONS]\n\n"
-                         "Computes the logits that follow each of the given ids.",
+                         "Computes the logits that follow each of the given ids. In a rack of "
+                         "several machines\nrank 0 does; the others serve as shunt node does, and "
+                         "need no ids.",
                          own_options, engine_options_help, take_argument, &c);
     if (!rc)
         rc = engine_options_finish(&c.engine, "eval");
-    if (!rc && !c.ids_file)
+    if (!rc && serves(&c))
+        rc = serve(&c);
+    else if (!rc && !c.ids_file)
         rc = usage_error("eval", "no ids: --ids-file FILE");
-    if (!rc)
+    else if (!rc)
         rc = run(&c);
     engine_options_fini(&c.engine);
     return rc < 0 ? EXIT_DONE : rc;
