@@ -699,6 +699,23 @@ def _(t):
         check_equal(result.out, '', 'stdout')
 
 
+@case('usage: logits and report to one file')
+def _(t):
+    """Also by another path, through a link, and when there is no such file yet."""
+    (t.tmp / 'folder').mkdir()
+    (t.tmp / 'way').symlink_to('folder')
+    (t.tmp / 'link').symlink_to('old')
+    t.file('old', 'old')
+    ids = t.ids([1, 2])
+    for a, b in (('new', 'new'), ('new', './new'), ('new', 'folder/../new'), ('old', 'link'),
+                 ('link', 'old'), ('folder/new', 'way/new'), ('way/../old', 'link')):
+        refused(t, 'eval', '-m', env.demo, '--ids-file', ids, '--logits', f'{t.tmp}/{a}',
+                '--report', f'{t.tmp}/{b}', code=2, says='name the same file')
+        check_equal((t.tmp / 'old').read_text(), 'old', 'what was there')
+    t.run('eval', '-m', env.demo, '--ids-file', ids, '--logits', t.tmp / 'folder' / 'a',
+          '--report', t.tmp / 'way' / 'b')
+
+
 # ---- addresses
 
 ADDRESSES = {

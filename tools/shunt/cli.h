@@ -213,6 +213,8 @@ struct output {
     char *target;    /* path with links followed; owned */
     char *temporary; /* owned; NULL: in place, or not open */
 };
+/* Two paths that lead to one file, which would get only what is written last. */
+bool output_is_same(const char *a, const char *b);
 /* Return: a descriptor for reading and writing, or -1, said. */
 int output_open(struct output *o, const char *path);
 /* Return: 0 or EXIT_FAILED, said. */

@@ -300,6 +300,8 @@ int cmd_eval(int argc, char **argv)
                          own_options, engine_options_help, take_argument, &c);
     if (!rc)
         rc = engine_options_finish(&c.engine, "eval");
+    if (!rc && c.logits && c.report && output_is_same(c.logits, c.report))
+        rc = usage_error("eval", "--logits and --report name the same file, '%s'", c.report);
     if (!rc && serves(&c))
         rc = serve(&c);
     else if (!rc && !c.ids_file)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +57,37 @@ static void forget(const char *temporary)
     for (int i = 0; i < TEMPORARIES_MAX; i++)
         if (temporaries[i] == temporary)
             temporaries[i] = NULL;
+}
+
+/* ---- names */
+
+/* The path without links, also of a file that is not there yet. Return: NULL when its folder is not
+ * there either. */
+static char *resolve(const char *path)
+{
+    char *whole = realpath(path, NULL);
+    const char *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+    char folder[PATH_MAX], real[PATH_MAX];
+
+    if (whole)
+        return whole;
+    snprintf(folder, sizeof(folder), "%.*s", slash ? (int)(slash + 1 - path) : 1,
+             slash ? path : ".");
+    if (!realpath(folder, real) || asprintf(&whole, "%s/%s", real, name) < 0)
+        return NULL;
+    return whole;
+}
+
+bool output_is_same(const char *a, const char *b)
+{
+    char *real_a = resolve(a);
+    char *real_b = resolve(b);
+    bool same = real_a && real_b && !strcmp(real_a, real_b);
+
+    free(real_a);
+    free(real_b);
+    return same;
 }
 
 /* ---- open */
