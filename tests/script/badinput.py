@@ -477,8 +477,11 @@ def _(t):
     refused(t, 'eval', '-m', env.demo, '--ids-file', t.ids([1] * 100), '--ctx', '99',
             says=['100', 'context of 99'])
     refused(t, 'eval', '-m', env.demo, '--ids-file', t.ids([1] * 4097), says='4097')
-    refused(t, 'eval', '-m', env.demo, '--ids-file', t.ids([1] * 8), '--greedy', '4294967295',
-            says='4294967295|context')
+    for ids, greedy in ((8, 4294967295), (1, 4294967295), (8, 4294967288)):
+        refused(t, 'eval', '-m', env.demo, '--ids-file', t.ids([1] * ids), '--greedy', str(greedy),
+                says=f'{ids} ids and --greedy {greedy}: no context')
+    refused(t, 'eval', '-m', env.demo, '--ids-file', t.ids([1] * 8), '--greedy', '4294967287',
+            says='context: 4294967295 is not between 1 and 4096')
 
 
 # ---- prompts

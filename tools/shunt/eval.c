@@ -260,6 +260,15 @@ static int serve(struct eval_command *c)
     return rc;
 }
 
+static int check_positions(const struct eval_command *c, const struct prompt *prompt)
+{
+    if (prompt->id_count <= UINT32_MAX - c->greedy)
+        return 0;
+    complain("%zu ids and --greedy %u: no context has so many positions", prompt->id_count,
+             c->greedy);
+    return EXIT_FAILED;
+}
+
 static int run(struct eval_command *c)
 {
     struct prompt prompt = {0};
@@ -268,6 +277,8 @@ static int run(struct eval_command *c)
     uint32_t vocab = 0;
     int rc = read_ids(c->ids_file, &prompt);
 
+    if (!rc)
+        rc = check_positions(c, &prompt);
     if (!rc && c->report)
         rc = report_open(&report, c->report);
     if (!rc && c->logits) {
