@@ -676,6 +676,14 @@ USAGE = {
                                 '--rack has 2 nodes'),
     'a rack of 65': (['node', '-m', 'x', '--rank', '0', '--rack', ','.join(['a:1'] * 65)],
                      'more than 64 nodes'),
+    'an empty rack': (['run', '-m', 'x', '-p', 'a', '--rank', '0', '--rack', ''],
+                      '--rack: the address of node 0 is empty'),
+    'a rack with a comma before': (['node', '-m', 'x', '--rank', '0', '--rack', ',a:1'],
+                                   'node 0 is empty'),
+    'a rack with two commas': (['node', '-m', 'x', '--rank', '0', '--rack', 'a:1,,b:2'],
+                               'node 1 is empty'),
+    'a rack with a comma behind': (['eval', '-m', 'x', '--rank', '0', '--rack', 'a:1,b:2,'],
+                                   'node 2 is empty'),
     'a node without a rack': (['node', '-m', 'x'], 'needs a rack'),
     'a node with --nodes': (['node', '-m', 'x', '--nodes', '2'], 'needs a rack'),
     'a rack of one': (['node', '-m', 'x', '--rank', '0', '--rack', 'a:1'], 'needs a rack'),
@@ -723,7 +731,6 @@ def _(t):
 
 ADDRESSES = {
     'no port': ('127.0.0.1,127.0.0.1:{b}', ["'127.0.0.1'", 'expected host:port']),
-    'an empty one': (',127.0.0.1:{b}', 'expected host:port'),
     'port 0': ('127.0.0.1:0,127.0.0.1:{b}', ['127.0.0.1:0', 'port']),
     'port 65536': ('127.0.0.1:65536,127.0.0.1:{b}', ['127.0.0.1:65536', 'port']),
     'port -1': ('127.0.0.1:-1,127.0.0.1:{b}', ['127.0.0.1:-1']),

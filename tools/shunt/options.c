@@ -144,6 +144,9 @@ static int parse_rack(struct engine_options *o, const char *command, const char 
             return usage_error(command, "--rack: more than %d nodes", NODES_MAX), -1;
         if (comma)
             *comma++ = '\0';
+        if (*at == '\0')
+            return usage_error(command, "--rack: the address of node %u is empty", o->rack_count),
+                   -1;
         o->rack[o->rack_count++] = at;
         at = comma;
     }
