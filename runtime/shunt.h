@@ -69,12 +69,12 @@ SHUNT_API const char *shunt_version(void);
 
 typedef struct shunt_model shunt_model;
 
-/* Opens a GGUF v3 file and reads its header: metadata, tensor table, tokenizer. Expert weights are
- * never read here. Everything in the file is checked against the file's size. Blocks on the drive,
- * and without a deadline: a drive or a file server that does not answer keeps the caller waiting.
- * Return: 0; -ENOENT, -EACCES and the like; -EBADMSG for a file that is cut or contradicts itself;
- * -ENOTSUP for an architecture, a weight type or a scaling that this version does not compute (the
- * text names it). */
+/* Opens a GGUF v3 file and reads its header (metadata, tensor table, tokenizer), and of the weights
+ * samples, for the fingerprint. Everything in the file is checked against the file's size. Blocks
+ * on the drive, and without a deadline: a drive or a file server that does not answer keeps the
+ * caller waiting. Return: 0; -ENOENT, -EACCES and the like; -EBADMSG for a file that is cut or
+ * contradicts itself; -ENOTSUP for an architecture, a weight type or a scaling that this version
+ * does not compute (the text names it). */
 SHUNT_API int shunt_model_open(shunt_model **model, const char *path, struct shunt_error *err);
 
 /* Frees the model; NULL is allowed. Every engine opened on it must be closed before. */

@@ -156,6 +156,16 @@ def _(t):
     check(needed('--chunk', '8') < needed(), 'the chunk takes nothing')
 
 
+@case('the words for what is read of a model: header and samples')
+def _(t):
+    page = man_page()
+    for text, what in ((help_of(t, 'inspect'), '--help'), (page, 'the man page')):
+        check('header only' not in text, f'{what} says "header only"')
+        check(re.search(r'samples of the\sweights', text), f'{what} does not speak of the samples')
+    startup = re.search(r'asked of its drive.*?;', page, re.S).group(0)
+    check('samples' in startup, f'bytes_startup: {startup}')
+
+
 @case('inspect and pipes')
 def _(t):
     """inspect | head"""

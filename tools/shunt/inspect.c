@@ -241,7 +241,8 @@ int cmd_inspect(int argc, char **argv)
     rc = parse_arguments(argc, argv, "inspect",
                          "inspect MODEL [OPTIONS]\n\n"
                          "Shows a model's architecture, its tensors by type, where its experts lie "
-                         "and what\nfits in how much memory. Reads the header only.",
+                         "and what\nfits in how much memory. Reads the header and samples of the "
+                         "weights.",
                          own_options, NULL, take_argument, &c);
     if (!rc && !c.engine.model)
         rc = usage_error("inspect", "no model");
