@@ -20,22 +20,29 @@ LIMIT = 2 * GIB
 made = {}
 
 
+def make_sparse(path, *options):
+    script = env.root / 'tests' / 'script' / 'make_sparse_model.py'
+    done = subprocess.run([sys.executable, script, path, *options], capture_output=True, text=True,
+                          timeout=DEADLINE)
+    if done.returncode or path.stat().st_blocks * 512 > GIB // 4:
+        if path.exists():
+            path.unlink()
+        raise Skip(f'no sparse files here: {done.stderr[-200:].strip()}')
+
+
 def model():
     if 'skip' in made:
         raise Skip(made['skip'])
     if 'path' not in made:
         path = env.tmp / 'sparse.gguf'
-        script = env.root / 'tests' / 'script' / 'make_sparse_model.py'
         if shutil.disk_usage(env.tmp).free < GIB:
             made['skip'] = f'less than 1 GiB is free in {env.tmp}'
             raise Skip(made['skip'])
-        done = subprocess.run([sys.executable, script, path], capture_output=True, text=True,
-                              timeout=DEADLINE)
-        if done.returncode or path.stat().st_blocks * 512 > GIB // 4:
-            made['skip'] = f'no sparse files here: {done.stderr[-200:].strip()}'
-            if path.exists():
-                path.unlink()
-            raise Skip(made['skip'])
+        try:
+            make_sparse(path)
+        except Skip as skip:
+            made['skip'] = str(skip)
+            raise
         made['path'] = path
     return made['path']
 
@@ -61,6 +68,26 @@ def _(t):
     """The weights that every node keeps take most of it."""
     t.run('run', '-m', model(), '-p', 'hi', '--nodes', '3', '--memory', '1G', code=1,
           err='1024 MiB of memory are not enough.*non-expert weights.*Raise --memory')
+
+
+@case('--verify where one node cannot hold the model')
+def _(t):
+    """The run is done: its figures are not lost."""
+    path = t.tmp / 'wide.gguf'
+    if mem_available() > 256 * GIB:
+        raise Skip('too much memory: a rack would need much of it as well')
+    # 512 experts, together larger than what this machine has; a matrix of Q4_K has 1152 bytes for
+    # each of its rows of 2048 columns.
+    width = mem_available() // (512 * 3 * 1152) // 256 * 256 + 256
+    make_sparse(path, '--layers', '8', '--experts', '64', '--vocab', '512', '--ff', str(width))
+    report = t.tmp / 'report.json'
+    result = t.run('run', '-m', path, '-p', 'A', '-n', '1', '--ctx', '16', '--nodes', '2',
+                   '--slots', '9', '--verify', '--report', report, code=1,
+                   err='^shunt: the answers are not verified: .*memory are not enough.*\n$')
+    check('peak memory' in result.out and 'identical' not in result.out, f'no table: {result}')
+    report = json.loads(report.read_text())
+    check_equal(report['identical_to_one_node'], None, 'verified')
+    check_equal([n['tokens'] for n in report['nodes']], [1, 0], 'tokens')
 
 
 @case('it decodes on three nodes within 2 GiB each')

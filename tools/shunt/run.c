@@ -167,6 +167,13 @@ static struct node_job make_job(const struct run_command *c)
     };
 }
 
+static void not_verified(void *ctx, bool peers, const char *text)
+{
+    (void)ctx;
+    (void)peers;
+    complain("the answers are not verified: %s", text);
+}
+
 /* The same prompts on one node that holds every expert, without prefetch or placement, with the
  * kernels that the rack settled on. */
 static int verify(const struct run_command *c, struct results *r)
@@ -189,6 +196,7 @@ static int verify(const struct run_command *c, struct results *r)
     alone.quiet = true;
     alone.silent = true;
     sink = results_sink(&alone);
+    sink.failure = not_verified;
     rc = run_node(&job, &sink);
     if (!rc)
         r->identical = results_equal(r, &alone);
@@ -202,7 +210,7 @@ static int run_all(struct run_command *c, struct report_file *report)
     struct node_job job = make_job(c);
     struct results r;
     struct sink sink;
-    int rc;
+    int rc, verified = 0;
 
     results_init(&r, c->prompt_count, nodes);
     sink = results_sink(&r);
@@ -217,11 +225,15 @@ static int run_all(struct run_command *c, struct report_file *report)
         rc = run_node(&job, &sink);
     }
     if (!rc && c->verify)
-        rc = verify(c, &r);
+        verified = verify(c, &r);
+    if (verified == EXIT_INTERRUPTED)
+        rc = verified;
     if (!rc && !c->quiet)
         print_table(&r, stdout);
     if (!rc && report->file)
         rc = report_write(report, c->engine.model, &r);
+    if (!rc) /* what was measured is worth having all the same */
+        rc = verified;
     if (!rc && r.identical == 0) {
         complain("the rack's logits differ from one node's: please report this, with the model and "
                  "the command");
