@@ -444,6 +444,23 @@ def _(t):
     check_equal(threads_of(t, processors[:1], '--nodes', '2', '-t', '2'), [2, 2], 'with -t 2')
 
 
+@case('a NUL that the model says is passed on')
+def _(t):
+    """A model of zeros always says its first token, which here is the byte 0."""
+    g = gguffile.make_model()
+    for tensor in g.tensors:
+        tensor.data = bytes(len(tensor.data))
+    g.keys['tokenizer.ggml.tokens'] = gguffile.strings(['\u0100', *gguffile.byte_stand_ins()[1:],
+                                                        '<|end|>'])
+    model = t.file('model.gguf', g.bytes())
+    common = ('run', '-m', model, '-n', '5', '--quiet', '--ignore-eos')
+    check_equal(t.run(*common, '-p', 'a').raw, bytes(5) + b'\n', 'text of one prompt')
+    check_equal(t.run(*common, '-p', 'a', '-p', 'b').raw.split(b'\n'),
+                [b'[0.0] ' + bytes(5), b'[0.1] ' + bytes(5), b''], 'text of two')
+    check_equal(sorted(t.run(*common, '-p', 'a', '-p', 'b', '--nodes', '2').raw.split(b'\n')[-3:]),
+                [b'', b'[0] ' + bytes(5), b'[1] ' + bytes(5)], 'text of two nodes')
+
+
 # ---- odd places
 
 @case('from another folder, by a relative path, with the model open elsewhere')

@@ -35,9 +35,11 @@ static void print_line(const struct results *r, uint32_t prompt, const char *tex
     if (len == 0 || !wait_for_stdout())
         return; /* a blank line of one text is noise between the lines of others */
     if (r->prompt_count > r->node_count)
-        printf("[%u.%u] %.*s\n", prompt % r->node_count, prompt / r->node_count, (int)len, text);
+        printf("[%u.%u] ", prompt % r->node_count, prompt / r->node_count);
     else
-        printf("[%u] %.*s\n", prompt % r->node_count, (int)len, text);
+        printf("[%u] ", prompt % r->node_count);
+    fwrite(text, 1, len, stdout); /* a NUL is a character like any other */
+    putchar('\n');
     fflush(stdout);
 }
 
