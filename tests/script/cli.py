@@ -493,6 +493,18 @@ def _(t):
             check(result.code == 0 or result.err.startswith('shunt: '), f'{limit}: {result}')
 
 
+@case('with no descriptor for signals: no node is started')
+def _(t):
+    """Four: the standard streams, and the one with which a program reads its libraries."""
+    for extra in (0, 1):
+        result = t.start('run', '-m', env.demo, '-p', 'KING', '--nodes', '2', before=lambda:
+                         resource.setrlimit(resource.RLIMIT_NOFILE, (4 + extra, 4 + extra))).wait()
+        check_equal((result.code, result.out), (1, ''), f'end of {result}')
+        check_equal(result.err, ('shunt: signalfd: Too many open files\n',
+                                 'shunt: cannot listen on 127.0.0.1: Too many open files\n')[extra],
+                    f'stderr with {4 + extra} descriptors')
+
+
 @case('with little address space: said, not crashed')
 def _(t):
     for mib in (20, 40, 60, 80, 100, 150):

@@ -263,7 +263,18 @@ static void say_failure(const struct local_rack *r)
         complain("%s", r->children[i].pipe.failure);
 }
 
-static void block_signals(struct local_rack *r)
+static void unblock_signals(const struct local_rack *r)
+{
+    stop_fd = -1;
+    if (r->signal_fd >= 0)
+        close(r->signal_fd);
+    if (r->child_fd >= 0)
+        close(r->child_fd);
+    sigprocmask(SIG_SETMASK, &r->signals_before, NULL);
+}
+
+/* Return: 0 or EXIT_FAILED, said. */
+static int block_signals(struct local_rack *r)
 {
     sigset_t set, child;
 
@@ -277,14 +288,11 @@ static void block_signals(struct local_rack *r)
     sigprocmask(SIG_BLOCK, &child, NULL);
     r->signal_fd = stop_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     r->child_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
-static void unblock_signals(const struct local_rack *r)
-{
-    stop_fd = -1;
-    close(r->signal_fd);
-    close(r->child_fd);
-    sigprocmask(SIG_SETMASK, &r->signals_before, NULL);
+    if (r->signal_fd >= 0 && r->child_fd >= 0)
+        return 0;
+    complain("signalfd: %s", strerror(errno));
+    unblock_signals(r);
+    return EXIT_FAILED;
 }
 
 int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink *sink)
@@ -294,7 +302,8 @@ int run_local_rack(const struct node_job *job, uint32_t nodes, const struct sink
 
     for (uint32_t i = 0; i < nodes; i++)
         r.children[i].pipe.fd = r.children[i].listen_fd = -1;
-    block_signals(&r);
+    if (block_signals(&r))
+        return EXIT_FAILED;
     for (uint32_t i = 0; i < nodes && !rc; i++)
         rc = listen_on_any_port(&r, i);
     for (uint32_t i = 0; i < nodes && !rc; i++)
