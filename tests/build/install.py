@@ -43,11 +43,17 @@ with tempfile.TemporaryDirectory() as folder:
     program = os.path.join(folder, 'embed')
     subprocess.run([*cc, '-std=c11', '-Wall', '-Wextra', '-Werror', '-o', program, source, *flags], check=True)
     libdir = os.path.dirname(glob.glob(f'{folder}/**/libshunt.so', recursive=True)[0])
+    env['LD_LIBRARY_PATH'] = libdir
     out = subprocess.run([program, model, 'What say you, my lord?'], check=True, timeout=120, capture_output=True,
-                         text=True, env=dict(env, LD_LIBRARY_PATH=libdir)).stdout
+                         text=True, env=env).stdout
     print(repr(out))
     if len(out.strip()) < 10:
         sys.exit('the example has generated no text')
+    for arguments, says in (([], 'usage'), ([folder + '/none', 'hi'], 'No such file'), ([model, ''], 'empty'),
+                            ([model, b'\xff'], 'UTF-8'), ([model, 'word ' * 3000], 'context of 2048')):
+        bad = subprocess.run([program, *arguments], timeout=120, capture_output=True, text=True, env=env)
+        if bad.returncode != 1 or bad.stdout or says not in bad.stderr:
+            sys.exit(f'the example with {str(arguments)[:80]} ends otherwise: {str(bad)[-500:]}')
     for name in ('bin/shunt', 'man/man1/shunt.1', 'include/shunt.h', 'include/shunt_version.h'):
         if not glob.glob(f'{folder}/**/{name}', recursive=True):
             sys.exit(f'{name} is not installed')
