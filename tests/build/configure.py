@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""configure.py ROOT CC
+
+Options that only need to be configured to be seen: what would be built, and what is said.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+root, cc = sys.argv[1], sys.argv[2:]
+
+
+def configure(*options):
+    """Return: what meson says, and the names of what it would build."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(['meson', 'setup', folder, root, *options], capture_output=True, text=True, timeout=120,
+                              env=dict(os.environ, CC=' '.join(cc)))
+        if done.returncode:
+            sys.exit(f'meson setup {" ".join(options)} has failed:\n{done.stdout[-1500:]}{done.stderr[-500:]}')
+        targets = subprocess.run(['meson', 'introspect', '--targets', folder], check=True, capture_output=True,
+                                 text=True).stdout
+        return done.stdout, {t['name'] for t in json.loads(targets)}
+
+
+FUZZERS = {'fuzz-gguf', 'fuzz-wire'}
+said, names = configure('-Dtests=disabled', '-Dfuzzers=true')
+if not FUZZERS <= names:
+    sys.exit(f'-Dtests=disabled -Dfuzzers=true builds {names}')
+said, names = configure('-Dtests=disabled')
+if FUZZERS & names:
+    sys.exit(f'without options: {names}\n{said}')
