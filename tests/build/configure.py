@@ -30,5 +30,11 @@ said, names = configure('-Dtests=disabled', '-Dfuzzers=true')
 if not FUZZERS <= names:
     sys.exit(f'-Dtests=disabled -Dfuzzers=true builds {names}')
 said, names = configure('-Dtests=disabled')
-if FUZZERS & names:
+if FUZZERS & names or 'WARNING: verbs' in said:
     sys.exit(f'without options: {names}\n{said}')
+# Without what may not be installed here: this is about the others.
+for options in (['-Dauto_features=enabled', '-During=disabled', '-Dtests=disabled'],
+                ['-Dtests=disabled', '-Dverbs=enabled'], ['-Dtests=disabled', '-Dcuda=enabled']):
+    said, names = configure(*options)
+    if 'verbs and cuda are enabled, but this version has neither' not in said or 'not in this version' not in said:
+        sys.exit(f'{options}: {said}')
