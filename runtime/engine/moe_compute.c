@@ -191,12 +191,8 @@ int shunt_moe_compute(struct shunt_moe *m, struct shunt_error *err)
     const struct shunt_arch *arch = m->cfg.arch;
     uint32_t experts_left = 0;
 
-    for (uint32_t e = 0; e < arch->expert_count; e++) {
-        if (m->entries_at[e + 1] > m->entries_at[e])
-            experts_left++;
-        else
-            let_go(m, e); /* the schedule promised rows that did not come */
-    }
+    for (uint32_t e = 0; e < arch->expert_count; e++)
+        experts_left += m->entries_at[e + 1] > m->entries_at[e];
     while (experts_left > 0) {
         int rc;
 

@@ -4,6 +4,7 @@
  * results out. One message per peer, layer and direction.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "runtime/engine/moe_impl.h"
@@ -173,6 +174,25 @@ static void count_peer(struct shunt_moe *m, uint32_t node,
         m->guesses[i] |= view->guesses[i];
 }
 
+/* In prefill both sides know from the schedule what comes: were the nodes to plan differently, the
+ * results would still be right, and only the reads wrong. */
+static int check_schedule(const struct shunt_moe *m, uint32_t node, struct shunt_error *err)
+{
+    size_t begin = (size_t)node * m->cfg.arch->expert_count;
+
+    for (uint32_t e = 0; e < m->cfg.arch->expert_count && m->lane == SHUNT_LANE_PREFILL; e++) {
+        uint32_t due = m->all_nodes[begin + e] == m->cfg.rank ? m->all_counts[begin + e] : 0;
+
+        if (m->group_counts[begin + e] != due)
+            return shunt_error_set(
+                err, -EPROTO,
+                "%s sent %" PRIu32 " rows for expert %" PRIu32 " of layer %" PRIu32
+                " where this node's schedule has %" PRIu32 "; the nodes plan differently",
+                m->cfg.exchange->nodes[node].label, m->group_counts[begin + e], e, m->layer, due);
+    }
+    return 0;
+}
+
 static void place_peer(struct shunt_moe *m, const struct shunt_wire_dispatch_view *view,
                        unsigned char *results)
 {
@@ -250,8 +270,10 @@ int shunt_moe_collect(struct shunt_moe *m, struct shunt_error *err)
         views[n].entries = entries_in;
         entries_in += m->cfg.rows_max[n] * m->cfg.arch->expert_used_count;
         rc = view_dispatch(m, n, &views[n], err);
-        if (!rc)
-            count_peer(m, n, &views[n]);
+        if (rc)
+            break;
+        count_peer(m, n, &views[n]);
+        rc = check_schedule(m, n, err);
     }
     if (rc)
         return rc;
