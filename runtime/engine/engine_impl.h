@@ -145,6 +145,7 @@ struct shunt {
     struct shunt_batch prefill, decode;
     uint32_t prefill_layer;                /* the next one; 0: the lane is free */
     bool prefill_running;                  /* some node has rows in the lane */
+    uint64_t step;                         /* announcements agreed on: the same on every node */
     uint64_t decode_steps, prefill_layers; /* done */
     uint64_t placement_epoch;
 

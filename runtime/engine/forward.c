@@ -207,7 +207,7 @@ int shunt_forward_layer(struct shunt *e, struct shunt_batch *b, enum shunt_lane 
         attention(&p);
         norm_rows(&p, p.w->ffn_norm);
     }
-    return shunt_moe_step(&e->moe, lane, layer, &rows, err);
+    return shunt_moe_step(&e->moe, lane, layer, e->step, &rows, err);
 }
 
 void shunt_forward_logits(struct shunt *e, const struct shunt_batch *b, const uint32_t *rows,

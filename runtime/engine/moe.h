@@ -74,6 +74,7 @@ struct shunt_moe {
     /* The layer under way. */
     enum shunt_lane lane;
     uint32_t layer;
+    uint64_t step;
     struct shunt_moe_rows rows;
 
     /* Routing of own rows. Entry (row, k) is item row * used + k. */
@@ -141,7 +142,7 @@ void shunt_moe_take_states(struct shunt_moe *moe, uint32_t node, const uint8_t *
 void shunt_moe_place(struct shunt_moe *moe, const uint64_t *mask);
 
 /* One layer of one lane, on all nodes together. Return: 0, or why the rack cannot go on. */
-int shunt_moe_step(struct shunt_moe *moe, enum shunt_lane lane, uint32_t layer,
+int shunt_moe_step(struct shunt_moe *moe, enum shunt_lane lane, uint32_t layer, uint64_t step,
                    const struct shunt_moe_rows *rows, struct shunt_error *err);
 
 #endif

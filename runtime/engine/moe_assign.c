@@ -48,6 +48,7 @@ static int take_counts(struct shunt_moe *m, uint32_t node, struct shunt_error *e
         .rank = node,
         .layer = m->layer,
         .tick = x->tick,
+        .step = m->step,
         .rows_max = m->cfg.rows_max[node],
     };
     struct shunt_wire_counts_view v = {.counts = m->all_counts + node * experts};

@@ -147,6 +147,7 @@ static int view_dispatch(const struct shunt_moe *m, uint32_t node,
         .rank = node,
         .layer = m->layer,
         .tick = x->tick,
+        .step = m->step,
         .rows_max = m->cfg.rows_max[node],
     };
     uint64_t bytes;
@@ -336,6 +337,7 @@ int shunt_moe_collect_results(struct shunt_moe *m, struct shunt_error *err)
             .rank = n,
             .layer = m->layer,
             .tick = x->tick,
+            .step = m->step,
             .entry_count = m->peers[n].entries_out,
         };
         struct shunt_wire_header header;

@@ -43,6 +43,7 @@ static inline struct shunt_wire_header shunt_moe_header(const struct shunt_moe *
 
     h.lane = (uint8_t)m->lane;
     h.layer = m->layer;
+    h.step = m->step;
     return h;
 }
 

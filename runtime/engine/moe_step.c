@@ -5,13 +5,14 @@
  */
 #include "runtime/engine/moe_impl.h"
 
-int shunt_moe_step(struct shunt_moe *m, enum shunt_lane lane, uint32_t layer,
+int shunt_moe_step(struct shunt_moe *m, enum shunt_lane lane, uint32_t layer, uint64_t step,
                    const struct shunt_moe_rows *rows, struct shunt_error *err)
 {
     int rc = 0;
 
     m->lane = lane;
     m->layer = layer;
+    m->step = step;
     m->rows = *rows;
     m->layer_step++;
 

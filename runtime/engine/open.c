@@ -224,9 +224,10 @@ static int look_around(const struct shunt *e, uint32_t *rows_max, struct shunt_e
     }
     if (submits)
         return 0;
-    return shunt_error_set(err, -EINVAL,
-                           "every node of the rack was started to serve (shunt node), and none takes "
-                           "prompts; start at least one with shunt run --rank");
+    return shunt_error_set(
+        err, -EINVAL,
+        "every node of the rack was started to serve (shunt node), and none takes "
+        "prompts; start at least one with shunt run --rank");
 }
 
 static int open_store(struct shunt *e, struct shunt_error *err)

@@ -117,6 +117,7 @@ static void write_announcement(const struct shunt *e, const struct shunt_wire_an
 {
     struct shunt_wire_header header = shunt_exchange_header(&e->exchange, SHUNT_WIRE_ANNOUNCE);
 
+    header.step = e->step;
     memcpy(message, &header, sizeof(header));
     memcpy(message + sizeof(header), own, sizeof(*own));
     shunt_moe_write_states(&e->moe, 0, message + sizeof(header) + sizeof(*own));
@@ -135,7 +136,7 @@ static int take_announcement(struct shunt *e, uint32_t node, struct agreement *a
                              struct shunt_error *err)
 {
     const struct shunt_wire_expect expect = {
-        .kind = SHUNT_WIRE_ANNOUNCE, .rank = node, .tick = e->exchange.tick};
+        .kind = SHUNT_WIRE_ANNOUNCE, .rank = node, .tick = e->exchange.tick, .step = e->step};
     struct shunt_wire_announce_view view;
     uint64_t bytes;
     const void *message = shunt_exchange_gathered(&e->exchange, node, &bytes);
@@ -291,6 +292,7 @@ static int run(struct shunt *e, struct shunt_error *err)
             rc = run_decode_pass(e, err);
         if (rc)
             return rc;
+        e->step++;
         shunt_engine_publish(e);
         signal_events(e);
     }

@@ -64,13 +64,15 @@ static int check_header(struct shunt_wire_header *h, const void *message, uint64
     memcpy(h, message, sizeof(*h));
     if (h->magic != SHUNT_WIRE_MAGIC || h->version != SHUNT_WIRE_VERSION)
         return shunt_error_set(err, -EPROTO, "%s sent a message that is none of this version", who);
-    if (h->kind != expect->kind || h->rank != expect->rank || h->tick != expect->tick)
+    if (h->kind != expect->kind || h->rank != expect->rank || h->tick != expect->tick ||
+        h->step != expect->step)
         return shunt_error_set(err, -EPROTO,
                                "%s sent %s as rank %" PRIu32 " in exchange %" PRIu64
-                               " where %s of rank %" PRIu32 " in exchange %" PRIu64
+                               " of step %" PRIu64 " where %s of rank %" PRIu32
+                               " in exchange %" PRIu64 " of step %" PRIu64
                                " was due; the nodes are out of step",
-                               who, kind_name(h->kind), h->rank, h->tick, kind_name(expect->kind),
-                               expect->rank, expect->tick);
+                               who, kind_name(h->kind), h->rank, h->tick, h->step,
+                               kind_name(expect->kind), expect->rank, expect->tick, expect->step);
     if (expect->kind == SHUNT_WIRE_ANNOUNCE)
         return 0;
     if (h->lane != expect->lane || h->layer != expect->layer)

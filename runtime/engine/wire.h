@@ -48,10 +48,11 @@ struct shunt_wire_header {
     uint32_t layer;
     uint32_t row_count;
     uint64_t tick;         /* the sender's exchange, see exchange.h */
+    uint64_t step;         /* of the rack */
     uint32_t entry_count;  /* (row, expert) pairs */
     uint32_t group_count;  /* experts */
     uint32_t waited_count; /* RESULTS: entries whose expert had to be read first */
-    uint32_t reserved2[3];
+    uint32_t reserved2;
     uint64_t result_off; /* DISPATCH: where in the sender's inbox its results belong */
 };
 _Static_assert(sizeof(struct shunt_wire_header) == 64, "the header is a wire format");
@@ -138,6 +139,7 @@ struct shunt_wire_expect {
     uint32_t rank;
     uint32_t layer;
     uint64_t tick;
+    uint64_t step;
     uint32_t rows_max;    /* DISPATCH: rows the sender may send */
     uint32_t entry_count; /* RESULTS: entries it was sent */
 };

@@ -42,6 +42,7 @@ static struct shunt_wire_header header_of(const struct message *m)
         .rank = m->expect.rank,
         .layer = m->expect.layer,
         .tick = m->expect.tick,
+        .step = m->expect.step,
     };
 }
 
@@ -69,6 +70,7 @@ static struct message any_shape(uint64_t *random)
                    .rank = RANK,
                    .layer = LAYER,
                    .tick = TICK,
+                   .step = 77,
                    .rows_max = 1 + random_below(random, 6)},
     };
 }
@@ -472,6 +474,7 @@ Test(wire, takes_only_what_is_due)
         WRONG(kind, 0);
         WRONG(kind, 255);
         WRONG(rank, right.rank + 1);
+        WRONG(step, right.step + 1);
         WRONG(tick, right.tick + 1);
         WRONG(tick, right.tick - (1ull << 32));
         if (m.expect.kind != SHUNT_WIRE_ANNOUNCE) {

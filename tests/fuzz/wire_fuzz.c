@@ -85,7 +85,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         h.lane = (uint8_t)expect.lane;
         h.row_type = h.combine = 0;
         h.rank = h.layer = 0;
-        h.tick = 0;
+        h.tick = h.step = 0;
         memcpy(message, &h, sizeof(h));
     }
     view(message, len, &shape, &expect);
