@@ -206,9 +206,11 @@ int shunt_moe_compute(struct shunt_moe *m, struct shunt_error *err)
         }
         run_phase(m, gate_up_task, arch->expert_ff);
         run_phase(m, down_task, arch->hidden);
-        rc = finish_batch(m, &experts_left, err);
+        /* Told to stop, the pool skips tasks: what lies there then is nobody's result, and must not
+         * go out as one. */
+        rc = shunt_progress_poll(m->cfg.progress, err);
         if (!rc)
-            rc = shunt_progress_poll(m->cfg.progress, err);
+            rc = finish_batch(m, &experts_left, err);
         if (rc)
             return rc;
     }

@@ -22,7 +22,7 @@ int shunt_progress_poll(struct shunt_progress *p, struct shunt_error *err)
 {
     int rc;
 
-    if (atomic_load_explicit(p->abort, memory_order_relaxed))
+    if (atomic_load(p->abort))
         return shunt_error_set(err, -ECANCELED, "the engine was told to stop");
     if (p->hook_error.code) {
         if (err)
