@@ -49,7 +49,7 @@ elif name == 'apt-get':
         sys.exit(any(p not in known for p in args if p[0] != '-' and p != 'install'))
 ''' % sys.executable
 NAMES = ('dpkg-query', 'dpkg', 'apt-cache', 'apt-get', 'id', 'sudo', 'clang')
-BUILD = ('gcc libc6-dev meson ninja-build pkg-config python3 liburing-dev libpcre2-dev libutf8proc-dev '
+BUILD = ('gcc libc6-dev dpkg-dev meson ninja-build pkg-config python3 liburing-dev libpcre2-dev libutf8proc-dev '
          'libxxhash-dev libjansson-dev').split()
 TEST = BUILD + ['libcriterion-dev', 'g++', 'clang']
 
