@@ -727,6 +727,28 @@ def _(t):
           '--report', t.tmp / 'way' / 'b')
 
 
+@case('usage: an output that is an input')
+def _(t):
+    """The model above all; also by another path, and through links of both kinds."""
+    content = tiny().bytes()
+    model, ids, prompt = t.file('model', content), t.ids([1, 2]), t.file('prompt', 'hi')
+    (t.tmp / 'link').symlink_to('model')
+    os.link(model, t.tmp / 'other')
+    run = ['run', '-f', prompt, '-n', '2', '--report']
+    evaluate = ['eval', '--ids-file', ids]
+    for command in (run, [*evaluate, '--report'], [*evaluate, '--logits']):
+        for given, output in (('model', 'model'), ('model', './model'), ('model', 'link'),
+                              ('link', 'model'), ('model', 'other')):
+            refused(t, *command, f'{t.tmp}/{output}', '-m', t.tmp / given, code=2,
+                    says=[command[-1], 'is read by this command'])
+        text = prompt if command is run else ids
+        refused(t, *command, text, '-m', model, code=2, says='is read by this command')
+    for name in ('model', 'other'):
+        check((t.tmp / name).read_bytes() == content, f'{name} has changed')
+    check((t.tmp / 'link').is_symlink(), 'the link was replaced')
+    t.run(*run, t.tmp / 'report', '-m', model)
+
+
 # ---- addresses
 
 ADDRESSES = {

@@ -213,8 +213,12 @@ struct output {
     char *target;    /* path with links followed; owned */
     char *temporary; /* owned; NULL: in place, or not open */
 };
-/* Two paths that lead to one file, which would get only what is written last. */
+/* Two paths that lead to one file, also where it has several names. */
 bool output_is_same(const char *a, const char *b);
+/* `output` is what option `name` writes to, or NULL. Return: 0, or EXIT_USAGE, said, when it is one
+ * of the files that are read. */
+int output_spares(const char *command, const char *name, const char *output,
+                  const char *const *read, uint32_t read_count);
 /* Return: a descriptor for reading and writing, or -1, said. */
 int output_open(struct output *o, const char *path);
 /* Return: 0 or EXIT_FAILED, said. */

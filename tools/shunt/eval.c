@@ -297,6 +297,14 @@ static int run(struct eval_command *c)
     return rc;
 }
 
+static int spare_inputs(const struct eval_command *c)
+{
+    const char *const read[] = {c->engine.model, c->ids_file};
+    int rc = output_spares("eval", "--logits", c->logits, read, 2);
+
+    return rc ? rc : output_spares("eval", "--report", c->report, read, 2);
+}
+
 int cmd_eval(int argc, char **argv)
 {
     struct eval_command c = {0};
@@ -311,6 +319,8 @@ int cmd_eval(int argc, char **argv)
                          own_options, engine_options_help, take_argument, &c);
     if (!rc)
         rc = engine_options_finish(&c.engine, "eval");
+    if (!rc)
+        rc = spare_inputs(&c);
     if (!rc && c.logits && c.report && output_is_same(c.logits, c.report))
         rc = usage_error("eval", "--logits and --report name the same file, '%s'", c.report);
     if (!rc && serves(&c))

@@ -84,10 +84,23 @@ bool output_is_same(const char *a, const char *b)
     char *real_a = resolve(a);
     char *real_b = resolve(b);
     bool same = real_a && real_b && !strcmp(real_a, real_b);
+    struct stat st_a, st_b;
 
     free(real_a);
     free(real_b);
-    return same;
+    return same || (stat(a, &st_a) == 0 && stat(b, &st_b) == 0 && S_ISREG(st_a.st_mode) &&
+                    st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino);
+}
+
+int output_spares(const char *command, const char *name, const char *output,
+                  const char *const *read, uint32_t read_count)
+{
+    for (uint32_t i = 0; output && i < read_count; i++)
+        if (read[i] && strcmp(read[i], "-") && output_is_same(output, read[i]))
+            return usage_error(command,
+                               "%s: '%s' is read by this command, and would be overwritten", name,
+                               output);
+    return 0;
 }
 
 /* ---- open */

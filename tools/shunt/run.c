@@ -15,6 +15,8 @@ struct run_command {
     struct engine_options engine;
     struct prompt prompts[PROMPTS_MAX];
     uint32_t prompt_count;
+    const char *prompt_files[PROMPTS_MAX];
+    uint32_t prompt_file_count;
     struct sampling sampling;
     const char *report;
     bool verify;
@@ -90,6 +92,8 @@ static int read_prompt(struct run_command *c, const char *path)
         return EXIT_FAILED;
     }
     text[len] = '\0';
+    if (c->prompt_count < PROMPTS_MAX)
+        c->prompt_files[c->prompt_file_count++] = path;
     return add_prompt(c, text);
 }
 
@@ -243,6 +247,14 @@ static int run_all(struct run_command *c, struct report_file *report)
     return rc;
 }
 
+static int spare_inputs(const struct run_command *c)
+{
+    int rc = output_spares("run", "--report", c->report, &c->engine.model, 1);
+
+    return rc ? rc
+              : output_spares("run", "--report", c->report, c->prompt_files, c->prompt_file_count);
+}
+
 int cmd_run(int argc, char **argv)
 {
     struct run_command *c = calloc(1, sizeof(*c));
@@ -265,6 +277,8 @@ int cmd_run(int argc, char **argv)
         rc = engine_options_finish(&c->engine, "run");
     if (!rc && c->verify && c->engine.rack_count)
         rc = usage_error("run", "--verify works where all nodes are here: with --nodes");
+    if (!rc)
+        rc = spare_inputs(c);
     if (!rc && c->prompt_count == 0)
         rc = read_prompt(c, "-");
     if (!rc && c->report)
