@@ -37,6 +37,9 @@ void complain_as(uint32_t rank);
 /* The same, and "try shunt COMMAND --help"; returns EXIT_USAGE. */
 int usage_error(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Says what is awaited from standard input when that is a terminal. */
+void announce_input(const char *what);
+
 /* ---- told to stop: signals are read from a descriptor (node.c, local.c), so a write to a terminal
  * or pipe that takes no more must look at it as well */
 

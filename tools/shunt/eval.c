@@ -78,7 +78,7 @@ static int bad_id(const char *path, size_t count, const char *word)
 static size_t read_word(FILE *f, char *word, size_t room)
 {
     size_t len = 0;
-    int c = getc(f);
+    int c = feof(f) ? EOF : getc(f);
 
     while (c != EOF && isspace(c))
         c = getc(f);
@@ -101,6 +101,8 @@ static int read_ids(const char *path, struct prompt *p)
         complain("%s: %s", path, strerror(errno));
         return EXIT_FAILED;
     }
+    if (f == stdin)
+        announce_input("the ids, separated by white space");
     while ((len = read_word(f, word, sizeof(word))) > 0) {
         uint64_t id;
 

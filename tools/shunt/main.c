@@ -65,6 +65,12 @@ int usage_error(const char *command, const char *format, ...)
     return EXIT_USAGE;
 }
 
+void announce_input(const char *what)
+{
+    if (isatty(STDIN_FILENO))
+        complain("type %s, then Enter and Ctrl-D", what);
+}
+
 static void print_help(FILE *out)
 {
     fputs("shunt: Mixture-of-Experts inference on a rack whose memory does not hold the model\n\n"

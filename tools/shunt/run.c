@@ -67,7 +67,10 @@ static int read_prompt(struct run_command *c, const char *path)
         complain("%s: %s", path, strerror(errno));
         return EXIT_FAILED;
     }
-    while (text && (n = fread(text + len, 1, capacity - len - 1, f)) > 0) {
+    if (f == stdin)
+        announce_input("the prompt");
+    /* The end of what is typed is told once: another read would wait for it again. */
+    while (text && !feof(f) && (n = fread(text + len, 1, capacity - len - 1, f)) > 0) {
         len += n;
         if (capacity - len < 2) {
             char *grown = realloc(text, capacity *= 2);
