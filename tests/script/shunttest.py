@@ -165,13 +165,15 @@ class Result:
 class Process:
     """A command under test, in a process group of its own; its output goes to files."""
 
-    def __init__(self, args, folder, number, stdin=subprocess.DEVNULL, stdout=None, before=None):
+    def __init__(self, args, folder, number, stdin=subprocess.DEVNULL, stdout=None, stderr=None,
+                 before=None):
         self.args = [os.fspath(a) for a in args]
         self.base = f'{folder}/process-{number}'
         self.begin = time.monotonic()
         with open(self.base + '.out', 'wb') as out, open(self.base + '.err', 'wb') as err:
             self.popen = subprocess.Popen(
-                self.args, stdin=stdin, stdout=out if stdout is None else stdout, stderr=err,
+                self.args, stdin=stdin, stdout=out if stdout is None else stdout,
+                stderr=err if stderr is None else stderr,
                 start_new_session=True, preexec_fn=before)
         self.pid = self.popen.pid
         self.result = None

@@ -335,13 +335,27 @@ static int reserve_logits(struct node *n, struct shunt_config *cfg)
     return failed(n, -ENOMEM, text);
 }
 
+/* Until it is erased: opening takes as long as the slowest node does. */
+static void show_waiting(struct node *n, uint32_t nodes)
+{
+    if (!n->job->progress || nodes < 2)
+        return;
+    fprintf(stderr, "\rwaiting for the other %u node%s of the rack", nodes - 1,
+            nodes > 2 ? "s" : "");
+    n->progress_shown = true;
+}
+
 static int open_engine(struct node *n, const struct shunt_config *cfg)
 {
     const double logits = (double)n->logits_bytes / (1 << 20);
     struct shunt_error err;
     char text[sizeof(err.text) + 64];
+    int rc;
 
-    if (shunt_open(&n->engine, n->model, cfg, &err) == 0)
+    show_waiting(n, cfg->node_count);
+    rc = shunt_open(&n->engine, n->model, cfg, &err);
+    clear_progress(n);
+    if (rc == 0)
         return 0;
     if (err.code == -ECANCELED)
         return EXIT_INTERRUPTED;
@@ -473,7 +487,8 @@ int cmd_node(int argc, char **argv)
     if (!rc && c.engine.rack_count < 2)
         rc = usage_error("node", "a node needs a rack: --rank R --rack HOST:PORT,HOST:PORT,...");
     if (!rc) {
-        const struct node_job job = {.model = c.engine.model, .cfg = c.engine.cfg};
+        const struct node_job job = {
+            .model = c.engine.model, .cfg = c.engine.cfg, .progress = isatty(STDERR_FILENO)};
 
         rc = run_node(&job, &sink);
     }
