@@ -27,18 +27,32 @@ static void remove_and_die(int number)
     raise(number);
 }
 
+static const int deadly[] = {SIGHUP, SIGINT, SIGTERM, SIGPIPE};
+
+#define DEADLY_COUNT (sizeof(deadly) / sizeof(deadly[0]))
+
 static void catch_signals(void)
 {
-    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM, SIGPIPE};
     const struct sigaction dying = {.sa_handler = remove_and_die,
                                     .sa_flags = SA_RESETHAND | SA_NODEFER};
 
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+    for (size_t i = 0; i < DEADLY_COUNT; i++) {
         struct sigaction now;
 
-        if (sigaction(numbers[i], NULL, &now) == 0 && now.sa_handler == SIG_DFL)
-            sigaction(numbers[i], &dying, NULL);
+        if (sigaction(deadly[i], NULL, &now) == 0 && now.sa_handler == SIG_DFL)
+            sigaction(deadly[i], &dying, NULL);
     }
+}
+
+/* While a file and the list of them say different things. */
+static void hold_signals(sigset_t *before)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    for (size_t i = 0; i < DEADLY_COUNT; i++)
+        sigaddset(&set, deadly[i]);
+    sigprocmask(SIG_BLOCK, &set, before);
 }
 
 static void remember(const char *temporary)
@@ -132,6 +146,7 @@ static int open_in_place(const struct output *o)
 static int open_temporary(struct output *o)
 {
     size_t len = strlen(o->target) + 8;
+    sigset_t before;
     mode_t mask;
     int fd;
 
@@ -139,14 +154,17 @@ static int open_temporary(struct output *o)
     if (!o->temporary)
         return cannot_write(o);
     snprintf(o->temporary, len, "%s.XXXXXX", o->target);
+    hold_signals(&before);
     fd = mkostemp(o->temporary, O_CLOEXEC);
+    if (fd >= 0)
+        remember(o->temporary);
+    sigprocmask(SIG_SETMASK, &before, NULL);
     if (fd < 0) {
         cannot_write(o);
         free(o->temporary);
         o->temporary = NULL;
         return -1;
     }
-    remember(o->temporary);
     /* As any program would have created it. */
     mask = umask(0);
     umask(mask);
