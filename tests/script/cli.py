@@ -13,7 +13,7 @@ import subprocess
 
 import gguffile
 from gguffile import u32
-from shunttest import (Golden, Skip, case, check, check_equal, env, main)
+from shunttest import (Golden, Skip, case, check, check_equal, env, free_ports, main, rack_of)
 
 COMMANDS = ('run', 'node', 'eval', 'inspect', 'doctor')
 
@@ -295,6 +295,35 @@ def _(t):
             check_equal(squeeze(''.join(lines)), squeeze(text), f'prompt {i} on {nodes} nodes')
 
 
+@case('prompts are shown with the label of their text')
+def _(t):
+    prompts = ('-p', 'KING', '-p', 'RENZO\nand more', '-p', '\x1b[31mred\x07\t\u009b2J\x7f \u00e0')
+    shown = ('KING', 'RENZO ...', '?[31mred?\t?2J? \u00e0')
+    command = ('run', '-m', env.demo, '-n', '16')
+    a, b = free_ports(2)
+    rack = ('--rack', rack_of([a, b]), '--rank')
+    node = t.start('node', '-m', env.demo, *rack, '0')
+    for options, labels in (([], ('0.0', '0.1', '0.2')), (['--nodes', '2'], ('0.0', '1.0', '0.1')),
+                            (['--nodes', '3'], '012'), ([*rack, '1'], ('1.0', '1.1', '1.2'))):
+        lines = t.run(*command, *prompts, *options).out.split('\n')
+        wanted = [f'[{label}] prompt: {text}' for label, text in zip(labels, shown)]
+        check_equal(lines[:3], wanted, 'prompts')
+        for label in labels:
+            check(any(line.startswith(f'[{label}] ') for line in lines[3:]), f'no text of {label}')
+    check_equal(node.wait().code, 0, 'the other node')
+    for options in ([], ['--nodes', '2']):
+        out = t.run(*command, *prompts, *options, '--quiet').out
+        check('prompt:' not in out and 'peak memory' not in out, f'--quiet: {out!r}')
+    check('prompt:' not in t.run(*command, '-p', 'KING').out, 'a single prompt is shown')
+
+
+@case('--quiet leaves the verdict')
+def _(t):
+    result = t.run('run', '-m', env.demo, '-p', 'KING', '-n', '4', '--nodes', '2', '--verify', '-q')
+    check(re.search(r'\n\nidentical to one node .*: yes\n$', result.out), f'{result}')
+    check('peak memory' not in result.out, f'a table: {result}')
+
+
 def squeeze(text):
     return re.sub(r'\s+', '', text)
 
@@ -318,7 +347,7 @@ def _(t):
     for nodes in ([], ['--nodes', '2']):
         out = t.run('run', '-m', env.demo, '-p', 'hi', '-n', '0', '--quiet', '--report', t.tmp / 'r',
                     *nodes).out
-        check_equal(re.sub(r'^\[0\] prompt: hi\n', '', out).strip(), '', 'text')
+        check_equal(out.strip(), '', 'text')
         sequence, = json.loads((t.tmp / 'r').read_text())['sequences']
         check_equal((sequence['tokens'], sequence['ids'], sequence['ttft_ns']), (0, [], 0), 'tokens')
 

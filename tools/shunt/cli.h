@@ -204,6 +204,9 @@ struct sink results_sink(struct results *r);
 /* The table: one column per node. */
 void print_table(const struct results *r, FILE *out);
 
+/* What --verify has found, if it was asked for. */
+void print_verdict(const struct results *r, FILE *out);
+
 /* Compares ids and digests of every prompt. */
 bool results_equal(const struct results *a, const struct results *b);
 

@@ -35,7 +35,7 @@ static const struct option_help own_options[] = {
     {"--ignore-eos", 0, NULL, "go on after the end-of-text token"},
     {"--report", 0, "FILE", "write everything measured as JSON"},
     {"--verify", 0, NULL, "run the prompts again on one node with all experts in memory, compare"},
-    {"--quiet", 'q', NULL, "no table at the end"},
+    {"--quiet", 'q', NULL, "text only: no prompts before it, no table at the end"},
     {0},
 };
 
@@ -221,12 +221,12 @@ static int run_all(struct run_command *c, struct report_file *report)
 
     results_init(&r, c->prompt_count, nodes);
     sink = results_sink(&r);
+    r.prompts = r.labelled && !c->quiet ? c->prompts : NULL;
     if (c->engine.rack_count) {
         r.first_rank = job.cfg.rank;
         rc = run_node(&job, &sink);
     } else if (c->engine.nodes) {
         job.deal = true;
-        r.prompts = r.labelled ? c->prompts : NULL;
         rc = run_local_rack(&job, nodes, &sink);
     } else {
         rc = run_node(&job, &sink);
@@ -237,6 +237,8 @@ static int run_all(struct run_command *c, struct report_file *report)
         rc = verified;
     if (!rc && !c->quiet)
         print_table(&r, stdout);
+    if (!rc)
+        print_verdict(&r, stdout);
     if (!rc && report->file)
         rc = report_write(report, c->engine.model, &r);
     if (!rc) /* what was measured is worth having all the same */

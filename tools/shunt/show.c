@@ -30,14 +30,22 @@ void results_fini(struct results *r)
 
 /* ---- text: straight out for a single prompt, by lines with the node's number for several */
 
+/* Whose line it is: the node, and which of its prompts where it may have several. */
+static void print_label(const struct results *r, uint32_t prompt)
+{
+    const uint32_t rank = r->first_rank + prompt % r->node_count;
+
+    if (r->prompt_count > r->node_count)
+        printf("[%u.%u] ", rank, prompt / r->node_count);
+    else
+        printf("[%u] ", rank);
+}
+
 static void print_line(const struct results *r, uint32_t prompt, const char *text, size_t len)
 {
     if (len == 0 || !wait_for_stdout())
         return; /* a blank line of one text is noise between the lines of others */
-    if (r->prompt_count > r->node_count)
-        printf("[%u.%u] ", prompt % r->node_count, prompt / r->node_count);
-    else
-        printf("[%u] ", prompt % r->node_count);
+    print_label(r, prompt);
     fwrite(text, 1, len, stdout); /* a NUL is a character like any other */
     putchar('\n');
     fflush(stdout);
@@ -70,16 +78,33 @@ static size_t line_end(const char *text, size_t len, size_t *skip)
     return len;
 }
 
+/* A file's text may hold what a terminal obeys: control characters, those beyond ASCII (of two
+ * bytes in UTF-8) included. */
+static void print_harmless(const char *text, size_t len)
+{
+    for (size_t i = 0; i < len; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        const bool wide = c == 0xc2 && i + 1 < len && (text[i + 1] & 0xe0) == 0x80;
+
+        if (wide)
+            i++;
+        putchar(wide || (c < 0x20 && c != '\t') || c == 0x7f ? '?' : c);
+    }
+}
+
 /* When the first text comes: a run that fails before has printed nothing. */
 static void print_prompts(struct results *r)
 {
     for (uint32_t i = 0; r->prompts && i < r->prompt_count; i++) {
         const char *text = r->prompts[i].text;
-        int len = (int)strcspn(text, "\n");
+        const size_t len = strcspn(text, "\n");
 
         if (!wait_for_stdout())
             return;
-        printf("[%u] prompt: %.*s%s\n", i % r->node_count, len, text, text[len] ? " ..." : "");
+        print_label(r, i);
+        fputs("prompt: ", stdout);
+        print_harmless(text, len);
+        puts(text[len] ? " ..." : "");
     }
     r->prompts = NULL;
     fflush(stdout);
@@ -374,6 +399,10 @@ void print_table(const struct results *r, FILE *out)
         }
         fputc('\n', out);
     }
+}
+
+void print_verdict(const struct results *r, FILE *out)
+{
     if (r->identical >= 0)
         fprintf(out, "\nidentical to one node with every expert in memory: %s\n",
                 r->identical ? "yes" : "NO");
