@@ -22,9 +22,11 @@
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
-#define NODES_MAX   64
-#define PROMPTS_MAX 256
-#define NOTICES_MAX 8
+#define NODES_MAX      64
+#define PROMPTS_MAX    256
+#define NOTICES_MAX    8
+#define STOPS_MAX      8
+#define STOP_BYTES_MAX 128
 
 /* ---- messages */
 
@@ -92,6 +94,11 @@ int parse_arguments(int argc, char **argv, const char *command, const char *summ
 bool parse_size(const char *text, uint64_t *bytes);
 bool parse_seconds(const char *text, int64_t *ns);
 bool parse_count(const char *text, uint64_t max, uint64_t *value);
+bool parse_float(const char *text, float *value); /* finite */
+
+/* The value of an option, in [min, max]. Return: 0 or EXIT_USAGE, said. */
+int take_count(const char *command, const char *name, const char *value, uint64_t min, uint64_t max,
+               uint64_t *number);
 
 /* ---- a node of a rack, in this process */
 
@@ -108,7 +115,7 @@ struct sampling {
     uint32_t top_k;
     uint64_t seed; /* prompt i uses seed + i */
     bool ignore_eos;
-    const char *stops[8];
+    const char *stops[STOPS_MAX];
     uint32_t stop_count;
 };
 

@@ -59,8 +59,8 @@ static int take_argument(void *ctx, const char *name, const char *value)
     } else if (!strcmp(name, "--report")) {
         c->report = value;
     } else if (!strcmp(name, "--greedy")) {
-        if (!parse_count(value, UINT32_MAX, &number))
-            return usage_error("eval", "--greedy: '%s' is no number", value);
+        if (take_count("eval", name, value, 0, UINT32_MAX, &number))
+            return EXIT_USAGE;
         c->greedy = (uint32_t)number;
     }
     return 0;

@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
+
+/* A layer's expert, and the next one. */
+#define SLOTS_MIN 2
 
 const struct option_help engine_options_help[] = {
     {"--model", 'm', "FILE", "model file (GGUF)"},
@@ -31,6 +36,16 @@ const struct option_help engine_options_help[] = {
     {"--dead-after", 0, "S", "a node that is silent so long is dead (default 5)"},
     {0},
 };
+
+static const struct option_help *find_option(const struct option_help *options, const char *name,
+                                             size_t len, char letter)
+{
+    for (; options && options->name; options++)
+        if (letter ? options->letter == letter
+                   : strlen(options->name) == len && !strncmp(options->name, name, len))
+            return options;
+    return NULL;
+}
 
 /* ---- values */
 
@@ -73,6 +88,14 @@ bool parse_size(const char *text, uint64_t *bytes)
     return true;
 }
 
+bool parse_float(const char *text, float *value)
+{
+    char *end;
+
+    *value = strtof(text, &end);
+    return end != text && *end == '\0' && isfinite(*value);
+}
+
 bool parse_seconds(const char *text, int64_t *ns)
 {
     char *end;
@@ -109,10 +132,19 @@ static bool parse_slots(struct shunt_config *cfg, const char *text)
         return true;
     }
     cfg->slot_percent = 0;
-    if (!parse_count(text, UINT32_MAX, &value) || value == 0)
+    if (!parse_count(text, UINT32_MAX, &value) || value < SLOTS_MIN)
         return false;
     cfg->slot_count = (uint32_t)value;
     return true;
+}
+
+int take_count(const char *command, const char *name, const char *value, uint64_t min, uint64_t max,
+               uint64_t *number)
+{
+    if (parse_count(value, max, number) && *number >= min)
+        return 0;
+    return usage_error(command, "%s: '%s' is no number from %" PRIu64 " to %" PRIu64, name, value,
+                       min, max);
 }
 
 /* ---- engine options */
@@ -153,68 +185,119 @@ static int parse_rack(struct engine_options *o, const char *command, const char 
     return 1;
 }
 
+/* What the library takes of any model, so that the rest is known to be wrong without one. */
 struct number_option {
     const char *name;
     size_t offset;
-    uint64_t max;
+    uint64_t min, max;
 };
 
 static const struct number_option numbers[] = {
-    {"--ctx", offsetof(struct shunt_config, context), UINT32_MAX},
-    {"--chunk", offsetof(struct shunt_config, chunk), UINT32_MAX},
-    {"--threads", offsetof(struct shunt_config, threads), UINT32_MAX},
-    {"--rank", offsetof(struct shunt_config, rank), NODES_MAX - 1},
+    {"--ctx", offsetof(struct shunt_config, context), 1, UINT32_MAX},
+    {"--chunk", offsetof(struct shunt_config, chunk), 0, 4096},
+    {"--threads", offsetof(struct shunt_config, threads), 0, 256},
+    {"--rank", offsetof(struct shunt_config, rank), 0, NODES_MAX - 1},
 };
 
-static const struct number_option seconds[] = {
-    {"--join-timeout", offsetof(struct shunt_config, join_timeout_ns), 0},
-    {"--ready-timeout", offsetof(struct shunt_config, ready_timeout_ns), 0},
-    {"--step-timeout", offsetof(struct shunt_config, step_timeout_ns), 0},
-    {"--dead-after", offsetof(struct shunt_config, dead_after_ns), 0},
-    {"--plan-interval", offsetof(struct shunt_config, plan_interval_ns), 0},
+struct seconds_option {
+    const char *name;
+    size_t offset;
+    int64_t min_ns;
 };
 
-static const struct number_option texts[] = {
-    {"--kernels", offsetof(struct shunt_config, kernels), 0},
-    {"--placement", offsetof(struct shunt_config, placement), 0},
-    {"--transport", offsetof(struct shunt_config, transport), 0},
-    {"--io", offsetof(struct shunt_config, io), 0},
-    {"--io-mode", offsetof(struct shunt_config, io_mode), 0},
+static const struct seconds_option seconds[] = {
+    {"--join-timeout", offsetof(struct shunt_config, join_timeout_ns), 1},
+    {"--ready-timeout", offsetof(struct shunt_config, ready_timeout_ns), 1},
+    {"--step-timeout", offsetof(struct shunt_config, step_timeout_ns), 1},
+    {"--dead-after", offsetof(struct shunt_config, dead_after_ns), 500000000},
+    {"--plan-interval", offsetof(struct shunt_config, plan_interval_ns), 1},
+};
+
+/* One of the words that the help lists. */
+struct word_option {
+    const char *name;
+    size_t offset;
+};
+
+static const struct word_option words[] = {
+    {"--kernels", offsetof(struct shunt_config, kernels)},
+    {"--placement", offsetof(struct shunt_config, placement)},
+    {"--transport", offsetof(struct shunt_config, transport)},
+    {"--io", offsetof(struct shunt_config, io)},
+    {"--io-mode", offsetof(struct shunt_config, io_mode)},
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+static int number_option(char *cfg, const char *command, const struct number_option *option,
+                         const char *value)
+{
+    uint64_t number;
+
+    if (take_count(command, option->name, value, option->min, option->max, &number))
+        return -1;
+    memcpy(cfg + option->offset, &(uint32_t){(uint32_t)number}, sizeof(uint32_t));
+    return 1;
+}
+
+static int seconds_option(char *cfg, const char *command, const struct seconds_option *option,
+                          const char *value)
+{
+    int64_t ns;
+
+    if (!parse_seconds(value, &ns))
+        return usage_error(command, "%s: '%s' is no time in seconds", option->name, value), -1;
+    if (ns < option->min_ns)
+        return usage_error(command, "%s: '%s' is too short; give at least %g s", option->name,
+                           value, (double)option->min_ns / 1e9),
+               -1;
+    memcpy(cfg + option->offset, &ns, sizeof(ns));
+    return 1;
+}
+
+static bool is_listed(const char *list, const char *word)
+{
+    const size_t len = strlen(word);
+
+    if (strchr(word, '|'))
+        return false;
+    while (list) {
+        if (!strncmp(list, word, len) && (list[len] == '|' || list[len] == '\0'))
+            return len > 0;
+        list = strchr(list, '|');
+        list = list ? list + 1 : NULL;
+    }
+    return false;
+}
+
+static int word_option(char *cfg, const char *command, const struct word_option *option,
+                       const char *value)
+{
+    const struct option_help *help =
+        find_option(engine_options_help, option->name, strlen(option->name), 0);
+
+    if (!is_listed(help->argument, value))
+        return usage_error(command, "%s: '%s' is none of %s", option->name, value, help->argument),
+               -1;
+    memcpy(cfg + option->offset, &value, sizeof(value));
+    return 1;
+}
 
 /* Options that set one member of the configuration. Return: as engine_option. */
 static int member_option(struct engine_options *o, const char *command, const char *name,
                          const char *value)
 {
     char *cfg = (char *)&o->cfg;
-    uint64_t number;
 
-    for (size_t i = 0; i < COUNT(numbers); i++) {
-        if (strcmp(name, numbers[i].name))
-            continue;
-        if (!parse_count(value, numbers[i].max, &number))
-            return usage_error(command, "%s: '%s' is no number in range", name, value), -1;
-        memcpy(cfg + numbers[i].offset, &(uint32_t){(uint32_t)number}, sizeof(uint32_t));
-        return 1;
-    }
-    for (size_t i = 0; i < COUNT(seconds); i++) {
-        int64_t ns;
-
-        if (strcmp(name, seconds[i].name))
-            continue;
-        if (!parse_seconds(value, &ns))
-            return usage_error(command, "%s: '%s' is no time in seconds", name, value), -1;
-        memcpy(cfg + seconds[i].offset, &ns, sizeof(ns));
-        return 1;
-    }
-    for (size_t i = 0; i < COUNT(texts); i++) {
-        if (strcmp(name, texts[i].name))
-            continue;
-        memcpy(cfg + texts[i].offset, &value, sizeof(value));
-        return 1;
-    }
+    for (size_t i = 0; i < COUNT(numbers); i++)
+        if (!strcmp(name, numbers[i].name))
+            return number_option(cfg, command, &numbers[i], value);
+    for (size_t i = 0; i < COUNT(seconds); i++)
+        if (!strcmp(name, seconds[i].name))
+            return seconds_option(cfg, command, &seconds[i], value);
+    for (size_t i = 0; i < COUNT(words); i++)
+        if (!strcmp(name, words[i].name))
+            return word_option(cfg, command, &words[i], value);
     return 0;
 }
 
@@ -230,10 +313,8 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
         return 1;
     }
     if (!strcmp(name, "--nodes")) {
-        if (!parse_count(value, NODES_MAX, &number) || number == 0)
-            return usage_error(command, "--nodes: '%s' is no number from 1 to %d", value,
-                               NODES_MAX),
-                   -1;
+        if (take_count(command, name, value, 1, NODES_MAX, &number))
+            return -1;
         o->nodes = (uint32_t)number;
         return 1;
     }
@@ -245,7 +326,10 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
     }
     if (!strcmp(name, "--slots")) {
         if (!parse_slots(&o->cfg, value))
-            return usage_error(command, "--slots: '%s' is neither a count nor a percentage", value),
+            return usage_error(command,
+                               "--slots: '%s' is neither a count of at least %d nor a percentage, "
+                               "such as 40%%",
+                               value, SLOTS_MIN),
                    -1;
         return 1;
     }
@@ -282,16 +366,6 @@ int engine_options_finish(struct engine_options *o, const char *command)
 }
 
 /* ---- the command line */
-
-static const struct option_help *find_option(const struct option_help *options, const char *name,
-                                             size_t len, char letter)
-{
-    for (; options && options->name; options++)
-        if (letter ? options->letter == letter
-                   : strlen(options->name) == len && !strncmp(options->name, name, len))
-            return options;
-    return NULL;
-}
 
 static void print_options(const struct option_help *options)
 {

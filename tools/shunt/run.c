@@ -100,20 +100,30 @@ static int read_prompt(struct run_command *c, const char *path)
     return add_prompt(c, text);
 }
 
-static int take_number(const char *name, const char *value, uint64_t max, uint64_t *number)
+static int take_temperature(const char *value, float *number)
 {
-    if (!parse_count(value, max, number))
-        return usage_error("run", "%s: '%s' is no number in range", name, value);
-    return 0;
+    if (parse_float(value, number) && *number >= 0)
+        return 0;
+    return usage_error("run", "--temp: '%s' is no number of 0 or more", value);
 }
 
-static int take_float(const char *name, const char *value, float *number)
+static int take_share(const char *value, float *number)
 {
-    char *end;
+    if (parse_float(value, number) && *number > 0 && *number <= 1)
+        return 0;
+    return usage_error("run", "--top-p: '%s' is no number above 0 and up to 1", value);
+}
 
-    *number = strtof(value, &end);
-    if (end == value || *end)
-        return usage_error("run", "%s: '%s' is no number", name, value);
+static int take_stop(struct sampling *s, const char *value)
+{
+    const size_t len = strlen(value);
+
+    if (s->stop_count == STOPS_MAX)
+        return usage_error("run", "more than %d stop strings", STOPS_MAX);
+    if (len == 0 || len > STOP_BYTES_MAX)
+        return usage_error("run", "--stop: a text of %zu bytes; give one of 1 to %d", len,
+                           STOP_BYTES_MAX);
+    s->stops[s->stop_count++] = value;
     return 0;
 }
 
@@ -133,21 +143,19 @@ static int take_argument(void *ctx, const char *name, const char *value)
     if (!strcmp(name, "--prompt-file"))
         return read_prompt(c, value);
     if (!strcmp(name, "--tokens")) {
-        rc = take_number(name, value, UINT32_MAX, &number);
+        rc = take_count("run", name, value, 0, UINT32_MAX, &number);
         c->sampling.tokens = (uint32_t)number;
     } else if (!strcmp(name, "--top-k")) {
-        rc = take_number(name, value, UINT32_MAX, &number);
+        rc = take_count("run", name, value, 0, UINT32_MAX, &number);
         c->sampling.top_k = (uint32_t)number;
     } else if (!strcmp(name, "--seed")) {
-        rc = take_number(name, value, UINT64_MAX, &c->sampling.seed);
+        rc = take_count("run", name, value, 0, UINT64_MAX, &c->sampling.seed);
     } else if (!strcmp(name, "--temp")) {
-        rc = take_float(name, value, &c->sampling.temperature);
+        rc = take_temperature(value, &c->sampling.temperature);
     } else if (!strcmp(name, "--top-p")) {
-        rc = take_float(name, value, &c->sampling.top_p);
+        rc = take_share(value, &c->sampling.top_p);
     } else if (!strcmp(name, "--stop")) {
-        if (c->sampling.stop_count == 8)
-            return usage_error("run", "more than 8 stop strings");
-        c->sampling.stops[c->sampling.stop_count++] = value;
+        rc = take_stop(&c->sampling, value);
     } else if (!strcmp(name, "--ignore-eos")) {
         c->sampling.ignore_eos = true;
     } else if (!strcmp(name, "--report")) {
