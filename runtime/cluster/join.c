@@ -309,7 +309,7 @@ static int report_missing(const struct joining *j, struct shunt_error *err)
         outgoing |= !is_here(j, r) && j->connect_errno;
     return shunt_error_set(
         err, -ETIMEDOUT,
-        "no answer within %.0f s from %s%s%s%s; start the missing nodes, or give "
+        "no answer within %.10g s from %s%s%s%s; start the missing nodes, or give "
         "them longer with --join-timeout",
         (double)j->cfg->join_timeout_ns / 1e9, names, outgoing ? " (" : "",
         outgoing ? strerror(j->connect_errno) : "", outgoing ? ")" : "");

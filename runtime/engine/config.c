@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "runtime/base/clock.h"
@@ -151,8 +152,11 @@ static int check_numbers(const struct shunt_options *o, const struct shunt_model
         rc = check_range("threads", c->threads, 0, SHUNT_POOL_THREADS_MAX, err);
     if (!rc)
         rc = check_range("slots in percent", c->slot_percent, 0, 100, err);
-    if (!rc && c->slot_count)
-        rc = check_range("slots", c->slot_count, SHUNT_SLOTS_MIN, experts, err);
+    if (!rc && c->slot_count && (c->slot_count < SHUNT_SLOTS_MIN || c->slot_count > experts))
+        rc = shunt_error_set(err, -EINVAL,
+                             "slots: %u is not between %u and %" PRId64
+                             ", the model's experts; give a count that is, or a percentage",
+                             c->slot_count, SHUNT_SLOTS_MIN, experts);
     if (!rc && c->slot_count && c->slot_percent)
         rc = shunt_error_set(err, -EINVAL, "slots are given as a count and in percent; which?");
     if (!rc && c->node_count > 1 && !c->rack)
@@ -295,14 +299,23 @@ static int does_not_fit(const struct shunt_footprint *f, uint64_t limit, uint64_
                         struct shunt_error *err)
 {
     const double mib = 1024.0 * 1024.0;
+    const uint64_t need =
+        f->process_bytes + f->dense_bytes + f->kv_bytes + f->work_bytes + slots_need;
+    char given[32];
 
+    if (limit >> 20)
+        snprintf(given, sizeof(given), "%" PRIu64 " MiB", limit >> 20);
+    else
+        snprintf(given, sizeof(given), "%" PRIu64 " bytes", limit);
     return shunt_error_set(
         err, -ENOMEM,
-        "%.0f MiB of memory are not enough: process %.0f, non-expert weights %.0f, KV cache %.0f, "
-        "activations and buffers %.0f, slots at least %.0f MiB. Raise --memory, or lower --ctx, "
-        "--chunk, --slots or the number of prompts",
-        (double)limit / mib, (double)f->process_bytes / mib, (double)f->dense_bytes / mib,
-        (double)f->kv_bytes / mib, (double)f->work_bytes / mib, (double)slots_need / mib);
+        "%" PRIu64
+        " MiB of memory are needed, and %s given: process %.1f, non-expert weights %.1f, "
+        "KV cache %.1f, activations and buffers %.1f, slots at least %.1f MiB. Raise --memory, or "
+        "lower --ctx, --chunk, --slots or the number of prompts",
+        (need + (1 << 20) - 1) >> 20, given, (double)f->process_bytes / mib,
+        (double)f->dense_bytes / mib, (double)f->kv_bytes / mib, (double)f->work_bytes / mib,
+        (double)slots_need / mib);
 }
 
 static uint32_t wanted_slots(const struct shunt_config *c, const struct shunt_arch *a)

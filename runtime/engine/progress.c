@@ -87,10 +87,10 @@ static int too_late(const struct shunt_progress *p, uint32_t awaited, const char
 
     if (awaited == SHUNT_WAIT_DRIVE)
         return shunt_error_set(err, -ETIMEDOUT,
-                               "the drive has not answered an expert read within %.0f s "
+                               "the drive has not answered an expert read within %.10g s "
                                "(--step-timeout)",
                                seconds);
-    return shunt_error_set(err, -ETIMEDOUT, "no %s from %s within %.0f s (--step-timeout)", what,
+    return shunt_error_set(err, -ETIMEDOUT, "no %s from %s within %.10g s (--step-timeout)", what,
                            p->exchange->nodes[awaited].label, seconds);
 }
 

@@ -414,9 +414,11 @@ def _(t):
 SIZES = {
     'more slots than experts': (['--slots', '193'], ['slots: 193', 'between 2 and 192']),
     'a context beyond the model': (['--ctx', '4097'], ['context: 4097', '4096']),
-    'little memory': (['--memory', '3M'], ['3 MiB of memory are not enough', 'Raise --memory']),
+    'little memory': (['--memory', '3M'], [r'\d MiB of memory are needed, and 3 MiB given', 'Raise --memory']),
+    'memory without a unit': (['--memory', '20'], 'memory are needed, and 20 bytes given'),
     'slots that do not fit': (['--memory', '14M', '--slots', '100%'],
-                              ['14 MiB of memory are not enough', 'slots at least 8 MiB']),
+                              ['[0-9] MiB of memory are needed, and 14 MiB given',
+                                'slots at least 7.6 MiB']),
     'two slots that do not fit': (['--memory', '1M', '--slots', '2'], 'Raise --memory'),
     'more tokens than the context': (['-n', '2048'], ['prompt 1 [+] tokens 2048', 'raise --ctx']),
     'very many tokens': (['-n', '4294967295'], ['tokens 4294967295', 'raise --ctx']),
@@ -434,7 +436,7 @@ for name, (options, says) in SIZES.items():
 @case('a rack says it once')
 def _(t):
     """What every node would refuse is said by none of them, and nothing has begun."""
-    for options, says in ((['--slots', '193'], 'slots: 193'), (['--memory', '3M'], 'not enough'),
+    for options, says in ((['--slots', '193'], 'slots: 193'), (['--memory', '3M'], 'are needed'),
                           (['--ctx', '5000'], 'context: 5000'), (['-n', '5000'], 'raise --ctx')):
         refused(t, 'run', '-m', env.demo, '-p', 'a', '-p', 'b', '--nodes', '3', *options,
                 says=says)

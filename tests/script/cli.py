@@ -119,7 +119,8 @@ def _(t):
     text = t.run('inspect', env.demo).out
     for pattern in (r'architecture +qwen3moe: ', r'layers +6, hidden 128, 4 heads \(2 kv\) of 32',
                     r'experts +32 per layer, 4 used, width 96', r'vocabulary +2048 ids, gpt2/qwen2',
-                    r'192 experts in all', r'fingerprint +[0-9a-f]{32}\n', r'Q8_0 +44 ',
+                    r'parameters +7\.92 M\n', r'weights +8\.1 MiB: experts 7\.\d MiB, the rest \d',
+                    r'one expert +38\.\d KiB at most, 192 experts in all', r'fingerprint +[0-9a-f]{32}\n', r'Q8_0 +44 ',
                     r'F32 +31 ', r' minimum +2 ', r' 40 % +77 ', r' 100 % +192 '):
         check(re.search(pattern, text), f'lacks {pattern!r}: {text}')
     # The table counts what the process has resident, which is not always the same.

@@ -67,7 +67,7 @@ def _(t):
 def _(t):
     """The weights that every node keeps take most of it."""
     t.run('run', '-m', model(), '-p', 'hi', '--nodes', '3', '--memory', '1G', code=1,
-          err='1024 MiB of memory are not enough.*non-expert weights.*Raise --memory')
+          err=r'\d MiB of memory are needed, and 1024 MiB given.*non-expert weights.*Raise --memory')
 
 
 @case('--verify where one node cannot hold the model')
@@ -83,7 +83,7 @@ def _(t):
     report = t.tmp / 'report.json'
     result = t.run('run', '-m', path, '-p', 'A', '-n', '1', '--ctx', '16', '--nodes', '2',
                    '--slots', '9', '--verify', '--report', report, code=1,
-                   err='^shunt: the answers are not verified: .*memory are not enough.*\n$')
+                   err='^shunt: the answers are not verified: .*memory are needed.*\n$')
     check('peak memory' in result.out and 'identical' not in result.out, f'no table: {result}')
     report = json.loads(report.read_text())
     check_equal(report['identical_to_one_node'], None, 'verified')

@@ -94,7 +94,7 @@ def _(t):
         check_equal(process.wait().code, 1, 'exit code')
         time.sleep(0.05)
         text = shown(ours)
-        check(re.search(r'the rack\r\x1b\[Kshunt: no answer', text), f'{text!r}')
+        check(re.search(r'the rack\r\x1b\[Kshunt: no answer within 0.5 s from', text), f'{text!r}')
 
 
 if __name__ == '__main__':

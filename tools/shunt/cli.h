@@ -208,6 +208,9 @@ void results_fini(struct results *r);
 /* Keeps results and prints text as it comes. */
 struct sink results_sink(struct results *r);
 
+/* "1.5 MiB", in the largest unit of which there is one. Return: text. */
+const char *size_text(uint64_t value, char *text, size_t bytes);
+
 /* The table: one column per node. */
 void print_table(const struct results *r, FILE *out);
 

@@ -46,8 +46,23 @@ static double mib(uint64_t bytes)
     return (double)bytes / (1 << 20);
 }
 
+/* "30.5 G", as models are named. */
+static const char *count_text(uint64_t value, char *text, size_t bytes)
+{
+    static const char *const units[] = {"", " K", " M", " G", " T"};
+    double v = (double)value;
+    uint32_t unit = 0;
+
+    for (; v >= 1000 && unit < 4; unit++)
+        v /= 1000;
+    snprintf(text, bytes, unit ? "%.2f%s" : "%.0f%s", v, units[unit]);
+    return text;
+}
+
 static void print_model(const struct shunt_model_info *m)
 {
+    char all[32], experts[32], rest[32];
+
     printf("%s\n", m->path);
     printf("%-22s %s%s%s\n", "architecture", m->architecture, m->name[0] ? ": " : "", m->name);
     printf("%-22s %u, hidden %u, %u heads (%u kv) of %u, context %u\n", "layers", m->layer_count,
@@ -55,10 +70,13 @@ static void print_model(const struct shunt_model_info *m)
     printf("%-22s %u per layer, %u used, width %u\n", "experts", m->expert_count,
            m->expert_used_count, m->expert_ff);
     printf("%-22s %u ids, %s\n", "vocabulary", m->vocab_count, m->tokenizer);
-    printf("%-22s %.2f G\n", "parameters", (double)m->parameter_count / 1e9);
-    printf("%-22s %.1f MiB: experts %.1f, the rest %.1f\n", "weights",
-           mib(m->expert_bytes + m->dense_bytes), mib(m->expert_bytes), mib(m->dense_bytes));
-    printf("%-22s %.1f MiB at most, %llu experts in all\n", "one expert", mib(m->expert_bytes_max),
+    printf("%-22s %s\n", "parameters", count_text(m->parameter_count, all, sizeof(all)));
+    printf("%-22s %s: experts %s, the rest %s\n", "weights",
+           size_text(m->expert_bytes + m->dense_bytes, all, sizeof(all)),
+           size_text(m->expert_bytes, experts, sizeof(experts)),
+           size_text(m->dense_bytes, rest, sizeof(rest)));
+    printf("%-22s %s at most, %llu experts in all\n", "one expert",
+           size_text(m->expert_bytes_max, all, sizeof(all)),
            (unsigned long long)m->layer_count * m->expert_count);
     printf("%-22s ", "fingerprint");
     for (size_t i = 0; i < sizeof(m->fingerprint); i++)

@@ -318,7 +318,7 @@ static int reserve_logits(struct node *n, struct shunt_config *cfg)
 {
     struct shunt_model_info info = {.size = sizeof(info)};
     uint64_t bytes = 0;
-    char text[160];
+    char text[160], need[32], given[32];
 
     shunt_model_get_info(n->model, &info);
     for (uint32_t i = 0; i < n->job->prompt_count; i++)
@@ -330,8 +330,9 @@ static int reserve_logits(struct node *n, struct shunt_config *cfg)
         return 0;
     }
     snprintf(text, sizeof(text),
-             "the logits alone take %.0f MiB, and --memory is %.0f; raise it, or give fewer ids",
-             (double)bytes / (1 << 20), (double)cfg->memory_bytes / (1 << 20));
+             "the logits alone take %s, and --memory is %s; raise it, or give fewer ids",
+             size_text(bytes, need, sizeof(need)),
+             size_text(cfg->memory_bytes, given, sizeof(given)));
     return failed(n, -ENOMEM, text);
 }
 
@@ -361,7 +362,7 @@ static int open_engine(struct node *n, const struct shunt_config *cfg)
         return EXIT_INTERRUPTED;
     snprintf(text, sizeof(text), "%s", err.text);
     if (err.code == -ENOMEM && logits > 0)
-        snprintf(text, sizeof(text), "%s (besides %.0f for the logits)", err.text, logits);
+        snprintf(text, sizeof(text), "%s (besides %.1f for the logits)", err.text, logits);
     return failed(n, err.code, text);
 }
 

@@ -228,6 +228,20 @@ bool results_equal(const struct results *a, const struct results *b)
 
 /* ---- the table */
 
+const char *size_text(uint64_t value, char *text, size_t bytes)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    double v = (double)value;
+    uint32_t unit = 0;
+
+    while (v >= 1024 && unit < 4) {
+        v /= 1024;
+        unit++;
+    }
+    snprintf(text, bytes, unit ? "%.1f %s" : "%.0f %s", v, units[unit]);
+    return text;
+}
+
 /* One cell: a figure of a node, as text. */
 typedef void cell_fn(const struct results *r, uint32_t node, char *text, size_t bytes);
 
@@ -312,32 +326,19 @@ static void cell_slots(const struct results *r, uint32_t n, char *text, size_t b
     snprintf(text, bytes, "%u of %u", s->slots_used, s->slot_count);
 }
 
-static void print_bytes(uint64_t value, char *text, size_t bytes)
-{
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    double v = (double)value;
-    uint32_t unit = 0;
-
-    while (v >= 1024 && unit < 4) {
-        v /= 1024;
-        unit++;
-    }
-    snprintf(text, bytes, unit ? "%.1f %s" : "%.0f %s", v, units[unit]);
-}
-
 static void cell_demand(const struct results *r, uint32_t n, char *text, size_t bytes)
 {
-    print_bytes(r->nodes[n].stats.bytes_demand, text, bytes);
+    size_text(r->nodes[n].stats.bytes_demand, text, bytes);
 }
 
 static void cell_speculative(const struct results *r, uint32_t n, char *text, size_t bytes)
 {
-    print_bytes(r->nodes[n].stats.bytes_speculative, text, bytes);
+    size_text(r->nodes[n].stats.bytes_speculative, text, bytes);
 }
 
 static void cell_placement(const struct results *r, uint32_t n, char *text, size_t bytes)
 {
-    print_bytes(r->nodes[n].stats.bytes_placement, text, bytes);
+    size_text(r->nodes[n].stats.bytes_placement, text, bytes);
 }
 
 static void cell_guesses(const struct results *r, uint32_t n, char *text, size_t bytes)
@@ -359,7 +360,7 @@ static void cell_rows(const struct results *r, uint32_t n, char *text, size_t by
 
 static void cell_memory(const struct results *r, uint32_t n, char *text, size_t bytes)
 {
-    print_bytes(r->nodes[n].vm_hwm_bytes, text, bytes);
+    size_text(r->nodes[n].vm_hwm_bytes, text, bytes);
 }
 
 static const struct {
