@@ -25,8 +25,11 @@
 /* Of what is free, where no limit is given: the rest is for everybody else. */
 #define MACHINE_SHARE_PERCENT 85u
 
-/* A chunk chosen by memory leaves the larger part of it to the experts. */
-#define WORK_SHARE_DIVISOR 4u
+/* A chunk chosen by memory takes at most this part of what buffers and slots share, and beyond that
+ * what slots for every expert leave. So where a little more memory doubles the chunk, the buffers
+ * grow by half of that part at most, and the slots lose no more than a fifteenth: 1/16 of the room,
+ * of which they had 15/16. */
+#define WORK_SHARE_DIVISOR 8u
 
 void shunt_config_init(struct shunt_config *cfg)
 {
@@ -330,15 +333,21 @@ static uint32_t wanted_slots(const struct shunt_config *c, const struct shunt_ar
     return (uint32_t)slots;
 }
 
-static void choose_chunk(struct shunt_options *o, const struct shunt_model *model,
-                         const uint32_t *rows_max, uint64_t limit)
+/* `room`: for buffers and slots together, of which the slots need `slots_need` at least. */
+static void choose_chunk(struct shunt_options *o, const struct shunt_model *model, uint64_t room,
+                         uint64_t slots_need)
 {
+    const uint64_t left = room > slots_need ? room - slots_need : 0;
+    const uint64_t share = room / WORK_SHARE_DIVISOR;
+    const uint64_t all = slot_bytes(model, model->arch.layer_count * model->arch.expert_count);
+    uint64_t most = share < left ? share : left;
     uint32_t chunk = o->cfg.chunk;
 
+    if (o->slot_count == 0 && room > all && room - all > most)
+        most = room - all;
     if (chunk == 0) {
         chunk = CHUNK_DEFAULT < o->cfg.context ? CHUNK_DEFAULT : o->cfg.context;
-        while (chunk > CHUNK_MIN &&
-               measure_work(o, model, rows_max, chunk) > limit / WORK_SHARE_DIVISOR)
+        while (chunk > CHUNK_MIN && measure_work(o, model, NULL, chunk) > most)
             chunk = chunk / 2 > CHUNK_MIN ? chunk / 2 : CHUNK_MIN;
     }
     o->chunk = chunk;
@@ -354,8 +363,6 @@ int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
     uint64_t fixed, slots_need;
     int rc;
 
-    if (!rows_max) /* once chosen, a chunk stays: the peers have been told */
-        choose_chunk(o, model, NULL, limit);
     f->size = sizeof(*f);
     f->process_bytes = resident + PROCESS_BYTES + (o->threads + 3ull) * THREAD_BYTES;
     rc = shunt_weights_measure(model, &f->dense_bytes, err);
@@ -363,11 +370,14 @@ int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
         return rc;
     f->dense_bytes = pages(f->dense_bytes);
     f->kv_bytes = pages(kv_bytes(o, &model->arch));
-    f->work_bytes = measure_work(o, model, rows_max, o->chunk);
-    f->chunk = o->chunk;
-    fixed = f->process_bytes + f->dense_bytes + f->kv_bytes + f->work_bytes;
+    fixed = f->process_bytes + f->dense_bytes + f->kv_bytes;
     o->slot_count = wanted_slots(&o->cfg, &model->arch);
     slots_need = slot_bytes(model, o->slot_count ? o->slot_count : SHUNT_SLOTS_MIN);
+    if (!rows_max) /* once chosen, a chunk stays: the peers have been told */
+        choose_chunk(o, model, limit > fixed ? limit - fixed : 0, slots_need);
+    f->work_bytes = measure_work(o, model, rows_max, o->chunk);
+    f->chunk = o->chunk;
+    fixed += f->work_bytes;
     if (fixed + slots_need > limit)
         return does_not_fit(f, limit, slots_need, err);
     if (o->slot_count == 0)

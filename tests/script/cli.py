@@ -152,9 +152,10 @@ def _(t):
     def needed(*options):
         return float(re.search(r'minimum +2 +[\d.]+ +(\d+)', t.run('inspect', env.demo, *options).out)
                      .group(1))
-    check(needed('--nodes', '3') > needed(), 'more nodes take no more')
+    check(needed('--nodes', '16') > needed(), 'more nodes take no more')
     check(needed('--ctx', '128') < needed() < needed('--ctx', '4096'), 'the context takes nothing')
-    check(needed('--chunk', '8') < needed(), 'the chunk takes nothing')
+    check_equal(needed('--chunk', '8'), needed(), 'the minimum, with the least chunk there is')
+    check(needed() < needed('--chunk', '512'), 'the chunk takes nothing')
 
 
 @case('the words for what is read of a model: header and samples')

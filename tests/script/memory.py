@@ -113,7 +113,7 @@ def _(t):
 
 @case('--memory: the smallest that inspect promises')
 def _(t):
-    """The table's figure is one that works, and below it there is a refusal."""
+    """The table's figure is one that works, and just below it there is a refusal."""
     table = t.run('inspect', model(), '--ctx', '256').out
     least = int(re.search(r'minimum +2 +[\d.]+ +(\d+)', table).group(1))
     report = t.tmp / 'report.json'
@@ -121,7 +121,32 @@ def _(t):
           '--report', report)
     check(read_report(t)['nodes'][0]['vm_hwm_bytes'] <= least * MIB, 'above the limit')
     t.run('run', '-m', model(), '-p', 'hi', '-n', '4', '--ctx', '256', '--memory',
-          f'{least // 2}M', code=1, err='Raise --memory')
+          f'{least - 2}M', code=1, err='are needed, and .*Raise --memory')
+
+
+@case('--memory: what inspect promises for each share')
+def _(t):
+    rows = re.findall(r'^ +\d+ % +(\d+) +[\d.]+ +(\d+) +\d+$', t.run('inspect', model()).out, re.M)
+    check_equal(len(rows), 6, 'rows')
+    for slots, memory in rows:
+        start_run(t, '--memory', memory + 'M', tokens=1).wait()
+        got = read_report(t)['nodes'][0]['slot_count']
+        check(int(slots) <= got < int(slots) + 12, f'{got} slots in {memory} MiB, {slots} promised')
+
+
+@case('--memory: more of it never costs a large part of the slots')
+def _(t):
+    """Where it lets the chunk grow, its buffers take some."""
+    most, chunks = 0, set()
+    for size in range(27, 60):
+        t.run('run', '-m', env.demo, '-p', 'hi', '-n', '1', '--memory', f'{size * 512}K', '--report',
+              t.tmp / 'report.json')
+        node = read_report(t)['nodes'][0]
+        check(node['slot_count'] >= most * 14 // 15 - 1, f'{node["slot_count"]} of {most}: {size / 2} MiB')
+        most = max(most, node['slot_count'])
+        chunks.add(node['chunk'])
+    check_equal((most, max(chunks)), (192, 512), 'slots and chunk in the end')
+    check(len(chunks) > 4, f'chunks {chunks}')
 
 
 @case('--memory: eval with logits')

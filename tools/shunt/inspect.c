@@ -2,6 +2,7 @@
  *
  * shunt inspect: what a model file holds, and what fits in how much memory.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -170,6 +171,36 @@ struct memory_table {
     struct shunt_footprint rows[PERCENT_COUNT];
 };
 
+/* The footprint within the least memory that gives so many slots: what fits depends on the chunk,
+ * which is chosen by memory, so the least is searched for. `row` has what the slots take with the
+ * largest chunk. Return: as shunt_get_footprint. */
+static int find_least(const shunt_model *model, struct shunt_config *cfg,
+                      struct shunt_footprint *row, struct shunt_error *err)
+{
+    const uint32_t slots = row->slot_count;
+    uint64_t low = 0, high = row->total_bytes + (1 << 20);
+
+    cfg->slot_count = cfg->slot_percent = 0;
+    while (low < high) {
+        struct shunt_footprint f = {.size = sizeof(f)};
+        int rc;
+
+        cfg->memory_bytes = low + (high - low) / 2;
+        if (cfg->memory_bytes == 0)
+            return 0;
+        rc = shunt_get_footprint(model, cfg, &f, err);
+        if (rc && rc != -ENOMEM)
+            return rc;
+        if (rc || f.slot_count < slots) {
+            low = cfg->memory_bytes + 1;
+        } else {
+            high = cfg->memory_bytes;
+            *row = f;
+        }
+    }
+    return 0;
+}
+
 /* Return: 0 or EXIT_FAILED, said. */
 static int measure_memory(const shunt_model *model, const struct engine_options *o,
                           struct memory_table *table)
@@ -183,15 +214,16 @@ static int measure_memory(const shunt_model *model, const struct engine_options 
     cfg.rack = rack;
     cfg.node_count = o->nodes ? o->nodes : 1;
     cfg.sequences_max = 1;
-    cfg.memory_bytes =
-        UINT64_MAX / 4; /* the question is how much it takes, not whether it is there */
     table->nodes = cfg.node_count;
     table->context = cfg.context;
     for (size_t i = 0; i < PERCENT_COUNT; i++) {
         cfg.slot_count = percents[i] ? 0 : 2;
         cfg.slot_percent = percents[i];
+        /* The question is how much it takes, not whether it is there. */
+        cfg.memory_bytes = UINT64_MAX / 4;
         table->rows[i].size = sizeof(table->rows[i]);
-        if (shunt_get_footprint(model, &cfg, &table->rows[i], &err)) {
+        if (shunt_get_footprint(model, &cfg, &table->rows[i], &err) ||
+            find_least(model, &cfg, &table->rows[i], &err)) {
             complain("%s", err.text);
             return EXIT_FAILED;
         }
@@ -205,20 +237,20 @@ static void print_memory(const struct memory_table *table)
 
     printf("\nmemory per node (%u node%s, one prompt of up to %u positions)\n", table->nodes,
            table->nodes > 1 ? "s" : "", table->context);
-    printf("%8s %8s %12s %12s\n", "slots", "count", "slots MiB", "--memory MiB");
+    printf("%8s %8s %12s %12s %8s\n", "slots", "count", "slots MiB", "--memory MiB", "chunk");
     for (size_t i = 0; i < PERCENT_COUNT; i++) {
         const struct shunt_footprint *row = &table->rows[i];
         char label[16] = "minimum";
 
         if (percents[i])
             snprintf(label, sizeof(label), "%u %%", percents[i]);
-        printf("%8s %8u %12.1f %12.0f\n", label, row->slot_count, mib(row->slot_bytes),
-               mib(row->total_bytes) + 1);
+        printf("%8s %8u %12.1f %12.0f %8u\n", label, row->slot_count, mib(row->slot_bytes),
+               mib(row->total_bytes) + 1, row->chunk);
     }
     printf(
-        "(of this: non-expert weights %.1f, KV cache %.1f, activations and buffers %.1f MiB with "
-        "chunks of %u)\n",
-        mib(f->dense_bytes), mib(f->kv_bytes), mib(f->work_bytes), f->chunk);
+        "(besides the slots: non-expert weights %.1f, KV cache %.1f MiB; buffers, of %.1f MiB for "
+        "the minimum, by the chunk)\n",
+        mib(f->dense_bytes), mib(f->kv_bytes), mib(f->work_bytes));
 }
 
 static int inspect(const struct inspect_command *c)
