@@ -173,7 +173,7 @@ static void check_direct(struct shunt_check *c, const char *path)
     struct stat st;
 
     if (stat(path, &st)) {
-        found(c, SHUNT_CHECK_MISSING, "%s: %s", path, strerror(errno));
+        found(c, SHUNT_CHECK_FAILED, "%s: %s", path, strerror(errno));
         return;
     }
     if (S_ISDIR(st.st_mode)) {
@@ -181,7 +181,7 @@ static void check_direct(struct shunt_check *c, const char *path)
         return;
     }
     if (shunt_file_open(&file, path, SHUNT_IO_AUTO, &err)) {
-        found(c, SHUNT_CHECK_MISSING, "%s", err.text);
+        found(c, SHUNT_CHECK_FAILED, "%s", err.text);
         return;
     }
     if (file.direct) {

@@ -377,6 +377,7 @@ enum shunt_check_status {
     SHUNT_CHECK_OK = 0,
     SHUNT_CHECK_LIMITED, /* works, but slower or less: remedy says what would help */
     SHUNT_CHECK_MISSING, /* not available on this machine or in this build */
+    SHUNT_CHECK_FAILED,  /* could not be looked at: detail says why */
 };
 
 struct shunt_check {

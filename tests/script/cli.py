@@ -195,7 +195,8 @@ def _(t):
 
 @case('doctor of something that is not there')
 def _(t):
-    check(re.search('no +O_DIRECT .*No such file', t.run('doctor', '/no/such/folder').out), 'O_DIRECT')
+    t.run('doctor', '/no/such/folder', code=1, out='failed +O_DIRECT .*No such file')
+    t.run('doctor', '/dev/null', code=1, out='failed +O_DIRECT .*not a file')
 
 
 @case('doctor under little locked memory and where io_uring is refused')

@@ -20,9 +20,10 @@ static int take_argument(void *ctx, const char *name, const char *value)
 
 int cmd_doctor(int argc, char **argv)
 {
-    static const char *const marks[] = {"ok", "limited", "no"};
+    static const char *const marks[] = {"ok", "limited", "no", "failed"};
     struct shunt_check checks[CHECKS_MAX];
     const char *path = NULL;
+    bool failed = false;
     int count;
     int rc = parse_arguments(argc, argv, "doctor",
                              "doctor [MODEL|FOLDER]\n\n"
@@ -35,9 +36,10 @@ int cmd_doctor(int argc, char **argv)
     printf("shunt %s\n", shunt_version());
     count = shunt_doctor(path, checks, CHECKS_MAX);
     for (int i = 0; i < count && i < CHECKS_MAX; i++) {
+        failed |= checks[i].status == SHUNT_CHECK_FAILED;
         printf("%-8s %-14s %s\n", marks[checks[i].status], checks[i].name, checks[i].detail);
         if (checks[i].remedy[0])
             printf("%-8s %-14s   -> %s\n", "", "", checks[i].remedy);
     }
-    return EXIT_DONE;
+    return failed ? EXIT_FAILED : EXIT_DONE;
 }
