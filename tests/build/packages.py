@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """packages.py ROOT
 
-tools/packages with a package system that is made up: what it asks for, and when it asks for root.
+tools/packages with a package system that is made up: what it asks for, and when it asks for root. And what quickstart
+and check say where they may not install.
 """
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,19 +56,25 @@ BUILD = ('gcc libc6-dev dpkg-dev meson ninja-build pkg-config python3 liburing-d
 TEST = BUILD + ['libcriterion-dev', 'g++', 'clang']
 
 
-def run(mode, installed, known=(), clang='14', lists=True):
-    """Return: what was done as root, and stderr."""
+# What the scripts use of the system besides.
+BASICS = ('bash', 'dirname', 'env', 'grep', 'sed')
+
+
+def run(mode, installed, known=(), clang='14', lists=True, without=(), code=0, script='packages'):
+    """`mode`: the arguments. Return: what was done as root, and stderr."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in NAMES:
+        for name in set(NAMES) - set(without):
             with open(f'{folder}/{name}', 'w', encoding='ascii') as f:
                 f.write(FAKE)
             os.chmod(f'{folder}/{name}', 0o755)
+        for name in BASICS:
+            os.symlink(shutil.which(name), f'{folder}/{name}')
         with open(f'{folder}/state.json', 'w', encoding='ascii') as f:
             json.dump({'installed': installed, 'known': list(known), 'clang': clang, 'lists': lists}, f)
-        done = subprocess.run(['bash', f'{root}/tools/packages', mode], capture_output=True, text=True, timeout=60,
-                              env=dict(os.environ, PATH=f'{folder}:{os.environ["PATH"]}'))
-        if done.returncode:
-            sys.exit(f'tools/packages {mode} has failed: {done}')
+        done = subprocess.run(['bash', f'{root}/tools/{script}', *mode.split()], capture_output=True, text=True,
+                              timeout=60, env=dict(os.environ, PATH=folder))
+        if done.returncode != code:
+            sys.exit(f'tools/{script} {mode} ends with {done.returncode}, not {code}: {done}')
         with open(f'{folder}/log', encoding='ascii') as f:
             return [line.split()[1:] for line in f if line.startswith('sudo ')], done.stderr
 
@@ -95,3 +103,15 @@ check(got[0] == [] and 'apt knows no libclang-rt-13-dev' in got[1], 'a clang wit
 got = run('test', native(BUILD), TEST + ['libclang-rt-14-dev'], lists=False)
 check(got[0][0][:2] == ['apt-get', 'update'] and got[0][-1][-4:] == [*TEST[-3:], 'libclang-rt-14-dev'],
       'a system without package lists', got)
+
+some = native(set(BUILD) - {'meson', 'gcc'})
+missing = 'missing: gcc meson; as root, run: apt-get update && apt-get install --no-install-recommends gcc meson\n'
+for script, mode, without in (('packages', 'build', ['sudo']), ('packages', 'build --say', []),
+                              ('quickstart', '--no-install', [])):
+    got = run(mode, some, BUILD, code=1, without=without, script=script)
+    check(got == ([], f'packages: {missing}'), f'{script} {mode} where two are missing', got)
+got = run('--no-install', native(BUILD), TEST, code=1, script='check')
+check(got[0] == [] and got[1].endswith('recommends libcriterion-dev g++ clang\n'), 'check without its packages', got)
+got = run('--no-install', native(BUILD), code=1, script='quickstart')
+check(got == ([], 'quickstart: meson or ninja is not found in PATH\n'), 'quickstart without meson', got)
+check(run('build --say', native(BUILD)) == ([], ''), 'everything is there', '--say')
