@@ -71,8 +71,9 @@ def stays_below(t, nodes, limit, *options):
     # own count is in batches.
     for r, s in zip(reported, seen):
         check(0.7 * r < s < r + MIB, f'reported {r}, seen {s}')
-    # And the limit is used: a node that kept half of it free would pass as well.
-    check(min(reported) > 0.6 * limit, f'{mib(reported)} of {limit / MIB:.0f} MiB used')
+    # And the limit is used: nodes that kept half of it free would pass as well. Not by each: where
+    # one drive looks slow for a while, the schedule reads by the other.
+    check(max(reported) > 0.6 * limit, f'{mib(reported)} of {limit / MIB:.0f} MiB used')
     return read_report(t)
 
 
