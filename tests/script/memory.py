@@ -113,11 +113,15 @@ def _(t):
     check(sum(n['placement_epoch'] for n in report['nodes']) > 0, 'no placement became active')
 
 
+def least_mib(t, *arguments):
+    table = t.run('inspect', *arguments).out
+    return int(re.search(r'minimum +2 +[\d.]+ +(\d+)', table).group(1))
+
+
 @case('--memory: the smallest that inspect promises')
 def _(t):
     """The table's figure is one that works, and just below it there is a refusal."""
-    table = t.run('inspect', model(), '--ctx', '256').out
-    least = int(re.search(r'minimum +2 +[\d.]+ +(\d+)', table).group(1))
+    least = least_mib(t, model(), '--ctx', '256')
     report = t.tmp / 'report.json'
     t.run('run', '-m', model(), '-p', 'hi', '-n', '4', '--ctx', '256', '--memory', f'{least}M',
           '--report', report)
@@ -140,7 +144,8 @@ def _(t):
 def _(t):
     """Where it lets the chunk grow, its buffers take some."""
     most, chunks = 0, set()
-    for size in range(27, 60):
+    least = 2 * least_mib(t, env.demo)
+    for size in range(least, least + 34):
         t.run('run', '-m', env.demo, '-p', 'hi', '-n', '1', '--memory', f'{size * 512}K', '--report',
               t.tmp / 'report.json')
         node = read_report(t)['nodes'][0]
