@@ -249,8 +249,9 @@ SHUNT_API void shunt_leave(shunt *engine);
 
 /* Cancels what still runs, leaves the rack and frees the engine; NULL is allowed. Waits until every
  * node that submits has left as well, but no longer than `timeout_ns` (negative: no limit); then it
- * leaves without them. Return: 0; -ETIMEDOUT when it left early; the code of the failure that had
- * ended the rack. The engine is freed in each case. */
+ * leaves without them. A drive that does not answer is given 5 s more, after which the memory it may
+ * still write into stays mapped. Return: 0; -ETIMEDOUT when it left early; the code of the failure
+ * that had ended the rack. The engine is freed in each case. */
 SHUNT_API int shunt_close(shunt *engine, int64_t timeout_ns);
 
 struct shunt_request {

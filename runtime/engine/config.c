@@ -340,7 +340,8 @@ static void choose_chunk(struct shunt_options *o, const struct shunt_model *mode
     const uint64_t left = room > slots_need ? room - slots_need : 0;
     const uint64_t share = room / WORK_SHARE_DIVISOR;
     const uint64_t all = slot_bytes(model, model->arch.layer_count * model->arch.expert_count);
-    uint64_t most = share < left ? share : left;
+    /* With slots that are given there is nothing to share. */
+    uint64_t most = o->slot_count || left < share ? left : share;
     uint32_t chunk = o->cfg.chunk;
 
     if (o->slot_count == 0 && room > all && room - all > most)

@@ -51,11 +51,18 @@ void shunt_engine_down(void *engine, uint32_t rank, const struct shunt_error *wh
 {
     struct shunt *e = engine;
 
+    bool first;
+
     pthread_mutex_lock(&e->mutex);
-    e->down = true;
-    e->down_rank = rank;
-    e->down_error = *why;
+    first = !e->down;
+    if (first) {
+        e->down = true;
+        e->down_rank = rank;
+        e->down_error = *why;
+    }
     pthread_mutex_unlock(&e->mutex);
+    if (!first)
+        return;
     /* A step under way cannot be finished without the rack. In order, no step is under way. */
     if (why->code)
         shunt_engine_abort(e);

@@ -163,6 +163,7 @@ struct shunt {
     int event_fd; /* the caller's */
     _Atomic int abort;
     _Atomic int leaving;                        /* shunt_leave or shunt_close was called */
+    _Atomic int agreed;                         /* every node has: the rack has ended in order */
     _Atomic int closed;                         /* the engine thread takes no more sequences */
     _Atomic int finished;                       /* the engine thread has ended */
     _Atomic int planning_takes, planning_sends; /* messages of the placement */

@@ -507,9 +507,21 @@ void shunt_leave(struct shunt *e)
     shunt_engine_wake(e);
 }
 
+/* What ended the rack, or what this node found wrong after the end. */
+static int why_down(struct shunt *e)
+{
+    int rc = shunt_rack_down(e->rack);
+
+    pthread_mutex_lock(&e->mutex);
+    if (!rc && e->down)
+        rc = e->down_error.code;
+    pthread_mutex_unlock(&e->mutex);
+    return rc;
+}
+
 int shunt_close(struct shunt *e, int64_t timeout_ns)
 {
-    bool finished;
+    bool in_time, agreed;
     int rc;
 
     if (!e)
@@ -517,12 +529,13 @@ int shunt_close(struct shunt *e, int64_t timeout_ns)
     for (uint32_t i = 0; i < e->sequence_count; i++)
         atomic_store(&e->sequences[i].cancel_id, atomic_load(&e->sequences[i].id));
     shunt_leave(e);
-    finished = wait_finished(e, shunt_deadline_ns(timeout_ns));
-    rc = shunt_rack_down(e->rack);
-    if (!finished)
+    in_time = wait_finished(e, shunt_deadline_ns(timeout_ns));
+    if (!in_time)
         shunt_engine_abort(e);
     pthread_join(e->thread, NULL);
-    shunt_rack_leave(e->rack, finished && rc == 0);
+    rc = why_down(e);
+    agreed = atomic_load(&e->agreed);
+    shunt_rack_leave(e->rack, agreed);
     destroy(e);
-    return rc ? rc : finished ? 0 : -ETIMEDOUT;
+    return rc || in_time || agreed ? rc : -ETIMEDOUT;
 }

@@ -313,15 +313,20 @@ void *shunt_engine_main(void *engine)
     struct shunt *e = engine;
     struct shunt_error err;
     int rc = run(e, &err);
+    bool agreed = rc == 0;
 
-    if (!rc)
-        rc = finish_reads(e, &err);
-    if (rc && e->progress.lost_peer < e->node_count)
-        shunt_rack_peer_lost(e->rack, e->progress.lost_peer, &err);
-    else if (rc && rc != -ECANCELED) /* told to stop: the goodbye says that, or the rack is down */
-        shunt_rack_fail(e->rack, &err);
-    if (!rc)
+    if (agreed) {
+        /* From here on nobody is missed, and nobody misses us. */
         shunt_rack_end(e->rack);
+        atomic_store(&e->agreed, 1);
+        rc = finish_reads(e, &err);
+        if (rc)
+            shunt_engine_down(e, e->rank, &err);
+    } else if (e->progress.lost_peer < e->node_count) {
+        shunt_rack_peer_lost(e->rack, e->progress.lost_peer, &err);
+    } else if (rc != -ECANCELED) { /* told to stop: the goodbye says that, or the rack is down */
+        shunt_rack_fail(e->rack, &err);
+    }
     atomic_store(&e->closed, 1); /* before the last look: see shunt_submit */
     shunt_lanes_end_all(e, rc ? SHUNT_END_ERROR : SHUNT_END_CANCELLED);
     shunt_engine_publish(e);

@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -73,11 +75,6 @@ static int open_fd(struct shunt_file *file, enum shunt_io_mode mode, struct shun
     return 0;
 }
 
-static int64_t mtime_ns(const struct stat *st)
-{
-    return (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
-}
-
 static const char *kind_of(mode_t mode)
 {
     if (S_ISDIR(mode))
@@ -133,7 +130,7 @@ int shunt_file_open(struct shunt_file *file, const char *path, enum shunt_io_mod
     file->bytes = (uint64_t)st.st_size;
     file->dev = st.st_dev;
     file->ino = st.st_ino;
-    file->mtime_ns = mtime_ns(&st);
+    file->mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
     return 0;
 err:
     shunt_file_close(file);
@@ -157,17 +154,25 @@ bool shunt_file_same(const struct shunt_file *a, const struct shunt_file *b)
            a->mtime_ns == b->mtime_ns;
 }
 
-int shunt_file_check(const struct shunt_file *file, struct shunt_error *err)
+int shunt_file_watch(const struct shunt_file *file)
 {
-    struct stat st;
+    char path[32];
+    int watch = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
 
-    if (fstat(file->fd, &st) == 0 && (uint64_t)st.st_size == file->bytes &&
-        mtime_ns(&st) == file->mtime_ns)
-        return 0;
-    return shunt_error_set(err, -ESTALE,
-                           "%s was changed while it was in use, so what was computed may be wrong; "
-                           "put a new model beside the old one and rename it",
-                           file->path);
+    /* The open file, whatever has become of its name. */
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", file->fd);
+    if (watch >= 0 && inotify_add_watch(watch, path, IN_MODIFY) < 0) {
+        close(watch);
+        watch = -1;
+    }
+    return watch;
+}
+
+bool shunt_file_written(int watch)
+{
+    _Alignas(struct inotify_event) char events[4096];
+
+    return watch >= 0 && read(watch, events, sizeof(events)) > 0;
 }
 
 /* Reads at most `len` aligned bytes at an aligned offset into an aligned buffer; whole unless the

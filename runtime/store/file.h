@@ -37,9 +37,13 @@ void shunt_file_close(struct shunt_file *file);
 /* True when both are the same unchanged file. */
 bool shunt_file_same(const struct shunt_file *a, const struct shunt_file *b);
 
-/* Whether the open file still is as it was when it was opened: somebody may write into it. Return:
- * 0; -ESTALE naming the file. */
-int shunt_file_check(const struct shunt_file *file, struct shunt_error *err);
+/* A descriptor that tells of writes into the open file from now on, by this machine; -1 when there
+ * is none to be had. Asking a file server for its attributes could block for as long as it likes.
+ */
+int shunt_file_watch(const struct shunt_file *file);
+
+/* Whether something was written since this last said so. Never blocks. */
+bool shunt_file_written(int watch);
 
 /* Reads [off, off + len) into dst (any address), rounding out as the drive wants through an aligned
  * buffer of its own when needed. Blocks. *device_bytes (may be NULL) grows by what was asked of the

@@ -127,8 +127,9 @@ void shunt_store_watched(struct shunt_store *store);
 
 const struct shunt_error *shunt_store_error(const struct shunt_store *store);
 
-/* Whether the model file still is what was opened. Any thread. Return: 0; -ESTALE. */
-int shunt_store_check_file(const struct shunt_store *store, struct shunt_error *err);
+/* Whether the model file was written to since the store was opened. Any thread; never blocks.
+ * Return: 0; -ESTALE. */
+int shunt_store_check_file(struct shunt_store *store, struct shunt_error *err);
 
 /* True while reads of any class are queued or in flight. */
 bool shunt_store_busy(const struct shunt_store *store);

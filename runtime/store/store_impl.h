@@ -6,6 +6,8 @@
 #ifndef SHUNT_STORE_STORE_IMPL_H
 #define SHUNT_STORE_STORE_IMPL_H
 
+#include <stdatomic.h>
+
 #include "runtime/store/store.h"
 
 #define SHUNT_IO_DEPTH    32u
@@ -60,6 +62,8 @@ struct shunt_slot_layout {
 struct shunt_store {
     const struct shunt_model *model;
     struct shunt_file file;
+    int watch_fd; /* -1: not watched */
+    _Atomic int written;
     uint32_t layer_count, expert_count, key_count;
     struct shunt_slot_layout *layouts; /* [layer] */
     uint32_t *slot_of;                 /* [key]: SHUNT_NO_SLOT when absent */

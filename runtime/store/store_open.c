@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/base/carve.h"
 #include "runtime/base/clock.h"
@@ -20,6 +21,11 @@ static int open_file(struct shunt_store *store, const struct shunt_store_config 
     if (rc)
         return rc;
     store->counters.bytes_startup = store->file.probed_bytes;
+    store->watch_fd = shunt_file_watch(&store->file);
+    if (store->watch_fd < 0)
+        shunt_notify_say(&cfg->notify,
+                         "%s is not watched for writes (%s): keep it as it is while it is in use",
+                         path, strerror(errno));
     if (!shunt_file_same(&store->file, &cfg->model->file))
         return shunt_error_set(err, -ESTALE, "%s was changed or replaced after it was opened",
                                path);
@@ -310,7 +316,7 @@ int shunt_store_open(struct shunt_store **out, struct shunt_arena *arena,
 
     if (!store)
         return shunt_error_set(err, -ENOMEM, "out of memory for the expert store");
-    store->file.fd = -1;
+    store->file.fd = store->watch_fd = -1;
     store->model = cfg->model;
     store->layer_count = cfg->model->arch.layer_count;
     store->expert_count = cfg->model->arch.expert_count;
@@ -336,9 +342,16 @@ int shunt_store_open(struct shunt_store **out, struct shunt_arena *arena,
     return 0;
 }
 
-int shunt_store_check_file(const struct shunt_store *store, struct shunt_error *err)
+int shunt_store_check_file(struct shunt_store *store, struct shunt_error *err)
 {
-    return shunt_file_check(&store->file, err);
+    if (shunt_file_written(store->watch_fd))
+        atomic_store(&store->written, 1);
+    if (!atomic_load(&store->written))
+        return 0;
+    return shunt_error_set(err, -ESTALE,
+                           "%s was written to while it was in use, so what was computed may be "
+                           "wrong; put a new model beside the old one and rename it",
+                           store->file.path);
 }
 
 void shunt_store_settle(struct shunt_store *store, const struct shunt_patience *patience)
@@ -361,6 +374,8 @@ bool shunt_store_close(struct shunt_store *store)
         return true;
     if (store->io && !store->ops->close(store->io))
         return false; /* the store stays as well: a thread may be reading its file */
+    if (store->watch_fd >= 0)
+        close(store->watch_fd);
     shunt_file_close(&store->file);
     free(store->layouts);
     free(store->slot_of);

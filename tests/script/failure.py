@@ -207,7 +207,7 @@ def _(t):
             f.write(same)
         result = process.wait(10)
         check_equal(result.code, 1, f'exit code of {result}')
-        check(re.search(r'model\.gguf was changed while it was in use', result.err), f'{result}')
+        check(re.search(r'model\.gguf was written to while it was in use', result.err), f'{result}')
 
 
 @case('a node that is stopped counts as dead after --dead-after')

@@ -156,6 +156,13 @@ def _(t):
     check(len(chunks) > 4, f'chunks {chunks}')
 
 
+@case('--memory: with slots given the chunk has the rest')
+def _(t):
+    t.run('run', '-m', env.demo, '-p', 'hi', '-n', '1', '--slots', '10%', '--memory', '40M', '--ctx',
+          '2000', '--report', t.tmp / 'report.json')
+    check_equal(read_report(t)['nodes'][0]['chunk'], 512, 'chunk')
+
+
 @case('--memory: eval with logits')
 def _(t):
     """Of 2000 ids they are 16 MiB, and lie in the node's memory."""

@@ -95,15 +95,22 @@ static char *resolve(const char *path)
 
 bool output_is_same(const char *a, const char *b)
 {
-    char *real_a = resolve(a);
-    char *real_b = resolve(b);
-    bool same = real_a && real_b && !strcmp(real_a, real_b);
     struct stat st_a, st_b;
+    bool there_a = stat(a, &st_a) == 0, there_b = stat(b, &st_b) == 0;
+    char *real_a, *real_b;
+    bool same;
 
+    /* Nothing is lost in a terminal, a pipe or /dev/null. */
+    if ((there_a && !S_ISREG(st_a.st_mode)) || (there_b && !S_ISREG(st_b.st_mode)))
+        return false;
+    if (there_a && there_b && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino)
+        return true;
+    real_a = resolve(a);
+    real_b = resolve(b);
+    same = real_a && real_b && !strcmp(real_a, real_b);
     free(real_a);
     free(real_b);
-    return same || (stat(a, &st_a) == 0 && stat(b, &st_b) == 0 && S_ISREG(st_a.st_mode) &&
-                    st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino);
+    return same;
 }
 
 int output_spares(const char *command, const char *name, const char *output,
