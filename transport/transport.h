@@ -36,6 +36,12 @@
 
 struct shunt_transport;
 
+/* Memory that puts read from; backends that register memory do so when they open. */
+struct shunt_memory {
+    void *base;
+    size_t bytes;
+};
+
 struct shunt_transport_config {
     uint32_t rank;
     uint32_t node_count;
@@ -44,6 +50,8 @@ struct shunt_transport_config {
     unsigned char *inbox; /* registered for remote writes, nothing else is */
     uint64_t inbox_bytes;
     const uint64_t *peer_inbox_bytes; /* node_count sizes, for the check of offsets */
+    const struct shunt_memory *memory;
+    uint32_t memory_count;
 };
 
 enum shunt_transport_event {
