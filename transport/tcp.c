@@ -209,7 +209,6 @@ static void finish_puts(struct shunt_transport *t, uint32_t peer, struct sink *s
             .event = SHUNT_TRANSPORT_SENT,
             .peer = peer,
             .imm = put->header.imm,
-            .bytes = put->header.bytes,
         };
         t->counters.puts_sent++;
         t->counters.bytes_sent += put->header.bytes;
@@ -260,8 +259,6 @@ static bool consume_stage(struct shunt_transport *t, uint32_t peer, struct sink 
             .event = SHUNT_TRANSPORT_ARRIVED,
             .peer = peer,
             .imm = p->incoming.imm,
-            .off = p->incoming.off,
-            .bytes = p->incoming.bytes,
         };
         t->counters.puts_received++;
         t->counters.bytes_received += p->incoming.bytes;

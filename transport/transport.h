@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The transport moves bytes into peers' memory, one-sided: a put names an offset of the peer's
- * inbox, and an immediate of 32 bits tells the peer that the bytes are there. One of shunt's three
- * operation tables.
+ * inbox, and an immediate of 32 bits tells the peer that the bytes are there. Where they are, and
+ * how many, a NIC does not say: the peers' protocol knows. One of shunt's three operation tables.
  *
  *   footprint says what open will allocate
  *   open      takes a connected stream per peer and this node's inbox
@@ -18,8 +18,8 @@
  *   SHUNT_TRANSPORT_DEPTH puts per peer are open; one more returns -EAGAIN and changes nothing.
  * - Nobody stops a peer from overwriting its area: what lies in an inbox stays intact because the
  * peers' protocol (runtime/engine/exchange.h) does not put there again before it has been read.
- * - A put beyond the peer's inbox is -EINVAL here; one that a peer sends beyond ours ends that peer
- * with LOST.
+ * - A put beyond the peer's inbox, or of bytes outside the memory named at open, is -EINVAL here;
+ * one that a peer sends beyond ours ends that peer with LOST.
  * - A lost peer is said once, with the reason; puts to it then return -EPIPE. Nothing is printed
  * and nothing blocks.
  * - One thread calls put, poll and prepare. No allocation after open.
@@ -64,9 +64,7 @@ struct shunt_completion {
     enum shunt_transport_event event;
     uint32_t peer;
     uint32_t imm; /* ARRIVED: the sender's; SENT: of the put that is done */
-    uint64_t off; /* ARRIVED: where in the inbox */
-    uint64_t bytes;
-    int error; /* LOST: negative errno value; -ECONNRESET when the peer closed the connection */
+    int error;    /* LOST: negative errno value; -ECONNRESET when the peer closed the connection */
     const char *reason; /* LOST: static text */
 };
 

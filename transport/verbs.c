@@ -4,9 +4,10 @@
  * which the last carries the immediate. The stream that the rack hands over carries what the two
  * queue pairs must know of each other, and later says that the peer's process is gone.
  *
- * Nothing blocks: queue pairs are connected as the peers' words come, in poll. Until then, and while
- * the peer has no receive left for an immediate, puts wait in their ring. Receives are counted: an
- * empty send says that the peer has taken CREDIT_EVERY more, so that none is ever sent in vain.
+ * Nothing blocks: queue pairs are connected as the peers' words come, in poll. Until then, and
+ * while the peer has no receive left for an immediate, puts wait in their ring. Receives are
+ * counted: an empty send says that the peer has taken CREDIT_EVERY more, so that none is ever sent
+ * in vain.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -216,14 +217,13 @@ static int make_queue_pair(struct shunt_transport *t, struct peer *p, struct shu
                 .max_recv_sge = 0,
                 .max_inline_data = 64},
     };
-    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT,
-                               .port_num = t->port,
-                               .qp_access_flags = IBV_ACCESS_REMOTE_WRITE};
+    struct ibv_qp_attr attr = {
+        .qp_state = IBV_QPS_INIT, .port_num = t->port, .qp_access_flags = IBV_ACCESS_REMOTE_WRITE};
 
     p->qp = ibv_create_qp(t->pd, &init);
-    if (!p->qp || ibv_modify_qp(p->qp, &attr,
-                                IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT |
-                                    IBV_QP_ACCESS_FLAGS))
+    if (!p->qp ||
+        ibv_modify_qp(p->qp, &attr,
+                      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS))
         return shunt_error_set(err, -errno, "verbs: no queue pair: %s", strerror(errno));
     for (uint32_t i = 0; i < RECEIVES + CREDITS_MAX; i++) {
         struct ibv_recv_wr wr = {0}, *bad;
@@ -368,8 +368,8 @@ static bool connect_queue_pair(struct shunt_transport *t, struct peer *p)
 
     memcpy(attr.ah_attr.grh.dgid.raw, p->word.gid, 16);
     if (ibv_modify_qp(p->qp, &attr,
-                      IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN |
-                          IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER))
+                      IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+                          IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER))
         return false;
     attr = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
                                 .timeout = 14,
@@ -396,7 +396,8 @@ static void look_at_stream(struct shunt_transport *t, struct peer *p)
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
             return;
         if (n <= 0) {
-            lose(t, p, n ? -errno : -ECONNRESET, n ? strerrordesc_np(errno) : "it closed the connection");
+            lose(t, p, n ? -errno : -ECONNRESET,
+                 n ? strerrordesc_np(errno) : "it closed the connection");
             return;
         }
         if (p->state == TELLING) {
@@ -459,11 +460,10 @@ static void post_put(struct shunt_transport *t, uint32_t peer, const struct open
             .sg_list = &sges[n],
             .num_sge = bytes > 0,
             .opcode = last ? IBV_WR_RDMA_WRITE_WITH_IMM : IBV_WR_RDMA_WRITE,
-            .send_flags = (last ? IBV_SEND_SIGNALED : 0u) |
-                          (put->bytes <= 64 ? IBV_SEND_INLINE : 0u),
+            .send_flags =
+                (last ? IBV_SEND_SIGNALED : 0u) | (put->bytes <= 64 ? IBV_SEND_INLINE : 0u),
             .imm_data = htonl(put->imm),
-            .wr.rdma = {.remote_addr = p->word.inbox + put->off + done,
-                        .rkey = p->word.inbox_rkey},
+            .wr.rdma = {.remote_addr = p->word.inbox + put->off + done, .rkey = p->word.inbox_rkey},
         };
         if (n > 0)
             wrs[n - 1].next = &wrs[n];
@@ -479,8 +479,7 @@ static void post_puts(struct shunt_transport *t, uint32_t peer)
 {
     struct peer *p = &t->peers[peer];
 
-    while (p->state == UP && p->fd >= 0 && p->posted < p->count &&
-           p->unanswered < RECEIVES) {
+    while (p->state == UP && p->fd >= 0 && p->posted < p->count && p->unanswered < RECEIVES) {
         p->posted++;
         post_put(t, peer, &p->puts[(p->first + p->posted - 1) % SHUNT_TRANSPORT_DEPTH]);
     }
@@ -514,9 +513,8 @@ static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, 
 static void tell(struct shunt_transport *t, uint32_t peer)
 {
     struct peer *p = &t->peers[peer];
-    struct ibv_send_wr *bad, wr = {.wr_id = 1ull << 32 | peer,
-                                   .opcode = IBV_WR_SEND,
-                                   .send_flags = IBV_SEND_SIGNALED};
+    struct ibv_send_wr *bad,
+        wr = {.wr_id = 1ull << 32 | peer, .opcode = IBV_WR_SEND, .send_flags = IBV_SEND_SIGNALED};
 
     p->untold -= CREDIT_EVERY;
     if (ibv_post_send(p->qp, &wr, &bad))
@@ -529,7 +527,8 @@ static const char *cause(enum ibv_wc_status status)
 {
     switch (status) {
     case IBV_WC_RETRY_EXC_ERR:
-        return "its NIC does not answer (transport retry counter exceeded): process, link or switch";
+        return "its NIC does not answer (transport retry counter exceeded): process, link or "
+               "switch";
     case IBV_WC_RNR_RETRY_EXC_ERR:
         return "it has no receive left (RNR retry counter exceeded)";
     case IBV_WC_REM_ACCESS_ERR:
@@ -564,10 +563,8 @@ static void take(struct shunt_transport *t, const struct ibv_wc *wc, struct sink
     }
     if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
         ibv_post_recv(p->qp, &again, &bad);
-        sink->out[sink->count++] = (struct shunt_completion){.event = SHUNT_TRANSPORT_ARRIVED,
-                                                             .peer = peer,
-                                                             .imm = ntohl(wc->imm_data),
-                                                             .bytes = wc->byte_len};
+        sink->out[sink->count++] = (struct shunt_completion){
+            .event = SHUNT_TRANSPORT_ARRIVED, .peer = peer, .imm = ntohl(wc->imm_data)};
         t->counters.puts_received++;
         t->counters.bytes_received += wc->byte_len;
         if (++p->untold == CREDIT_EVERY)
@@ -584,10 +581,8 @@ static void take(struct shunt_transport *t, const struct ibv_wc *wc, struct sink
     }
     if (wc->wr_id >> 32)
         return;
-    sink->out[sink->count++] = (struct shunt_completion){.event = SHUNT_TRANSPORT_SENT,
-                                                         .peer = peer,
-                                                         .imm = p->puts[p->first].imm,
-                                                         .bytes = p->puts[p->first].bytes};
+    sink->out[sink->count++] = (struct shunt_completion){
+        .event = SHUNT_TRANSPORT_SENT, .peer = peer, .imm = p->puts[p->first].imm};
     t->counters.puts_sent++;
     t->counters.bytes_sent += p->puts[p->first].bytes;
     p->first = (p->first + 1) % SHUNT_TRANSPORT_DEPTH;

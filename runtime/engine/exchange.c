@@ -165,38 +165,29 @@ int shunt_exchange_put_results(struct shunt_exchange *x, uint32_t peer, uint64_t
 
 /* ---- receiving */
 
-const void *shunt_exchange_gathered(const struct shunt_exchange *x, uint32_t peer, uint64_t *bytes)
+const void *shunt_exchange_gathered(const struct shunt_exchange *x, uint32_t peer)
 {
     const struct shunt_arrival *a = &x->gathered[peer][x->tick % 2];
 
     if (!a->there || a->tick != x->tick)
         return NULL;
-    *bytes = a->bytes;
-    return x->inbox + a->off;
+    return x->inbox + gather_off(&x->cfg, x->cfg.rank, peer, x->tick);
 }
 
-const void *shunt_exchange_results(const struct shunt_exchange *x, uint32_t peer, uint64_t *bytes)
+bool shunt_exchange_has_results(const struct shunt_exchange *x, uint32_t peer)
 {
-    const struct shunt_arrival *a = &x->results[peer];
-
-    if (!a->there)
-        return NULL;
-    *bytes = a->bytes;
-    return x->inbox + a->off;
+    return x->results[peer].there;
 }
 
 bool shunt_exchange_peer_waits(const struct shunt_exchange *x)
 {
-    uint64_t bytes;
-
     for (uint32_t r = 0; r < x->cfg.node_count; r++)
-        if (r != x->cfg.rank && shunt_exchange_gathered(x, r, &bytes))
+        if (r != x->cfg.rank && shunt_exchange_gathered(x, r))
             return true;
     return false;
 }
 
-/* A gather is of this tick or, from a peer that is ahead, of the next; and it lies where it should.
- */
+/* A gather is of this tick or, from a peer that is ahead, of the next; and the first of it. */
 static int take_gather(struct shunt_exchange *x, const struct shunt_completion *c,
                        struct shunt_error *err)
 {
@@ -205,18 +196,15 @@ static int take_gather(struct shunt_exchange *x, const struct shunt_completion *
 
         if ((c->imm & IMM_TICK_MASK) != ((uint32_t)tick & IMM_TICK_MASK))
             continue;
-        if ((a->there && a->tick == tick) ||
-            c->off != gather_off(&x->cfg, x->cfg.rank, c->peer, tick) ||
-            c->bytes > shunt_wire_gather_max(&x->cfg.shape, x->cfg.rows_max[c->peer]))
+        if (a->there && a->tick == tick)
             break;
-        *a = (struct shunt_arrival){.tick = tick, .off = c->off, .bytes = c->bytes, .there = true};
+        *a = (struct shunt_arrival){.tick = tick, .there = true};
         return 0;
     }
     return shunt_error_set(err, -EPROTO,
-                           "%s sent message %#" PRIx32 " to offset %" PRIu64
-                           " of the inbox while exchange %" PRIu64
+                           "%s sent message %#" PRIx32 " while exchange %" PRIu64
                            " was under way; the nodes are out of step",
-                           x->nodes[c->peer].label, c->imm, c->off, x->tick);
+                           x->nodes[c->peer].label, c->imm, x->tick);
 }
 
 static int take_results(struct shunt_exchange *x, const struct shunt_completion *c,
@@ -224,13 +212,10 @@ static int take_results(struct shunt_exchange *x, const struct shunt_completion 
 {
     struct shunt_arrival *a = &x->results[c->peer];
 
-    if ((c->imm & IMM_TICK_MASK) != ((uint32_t)x->tick & IMM_TICK_MASK) || a->there ||
-        c->off > x->results_bytes || c->bytes > x->results_bytes - c->off)
-        return shunt_error_set(err, -EPROTO,
-                               "%s sent results to offset %" PRIu64
-                               " of the inbox that nobody asked for",
-                               x->nodes[c->peer].label, c->off);
-    *a = (struct shunt_arrival){.tick = x->tick, .off = c->off, .bytes = c->bytes, .there = true};
+    if ((c->imm & IMM_TICK_MASK) != ((uint32_t)x->tick & IMM_TICK_MASK) || a->there)
+        return shunt_error_set(err, -EPROTO, "%s sent results that nobody asked for",
+                               x->nodes[c->peer].label);
+    *a = (struct shunt_arrival){.tick = x->tick, .there = true};
     return 0;
 }
 

@@ -35,8 +35,6 @@ struct shunt_exchange_config {
 
 struct shunt_arrival {
     uint64_t tick;
-    uint64_t off;
-    uint64_t bytes;
     bool there;
 };
 
@@ -95,8 +93,10 @@ int shunt_exchange_put_results(struct shunt_exchange *x, uint32_t peer, uint64_t
                                uint64_t bytes);
 
 /* This tick's message of a peer, or NULL while it has not come. */
-const void *shunt_exchange_gathered(const struct shunt_exchange *x, uint32_t peer, uint64_t *bytes);
-const void *shunt_exchange_results(const struct shunt_exchange *x, uint32_t peer, uint64_t *bytes);
+const void *shunt_exchange_gathered(const struct shunt_exchange *x, uint32_t peer);
+
+/* Whether a peer's results have come: they lie where the DISPATCH to it said. */
+bool shunt_exchange_has_results(const struct shunt_exchange *x, uint32_t peer);
 
 /* True when a peer has sent its message for this tick, whatever this node has done: the rack wakes.
  */

@@ -52,10 +52,8 @@ static int take_counts(struct shunt_moe *m, uint32_t node, struct shunt_error *e
         .rows_max = m->cfg.rows_max[node],
     };
     struct shunt_wire_counts_view v = {.counts = m->all_counts + node * experts};
-    uint64_t bytes;
-    const void *message = shunt_exchange_gathered(x, node, &bytes);
-    int rc = shunt_wire_view_counts(message, bytes, &x->cfg.shape, &expect, x->nodes[node].label,
-                                    &v, err);
+    const void *message = shunt_exchange_gathered(x, node);
+    int rc = shunt_wire_view_counts(message, &x->cfg.shape, &expect, x->nodes[node].label, &v, err);
 
     if (rc)
         return rc;

@@ -150,11 +150,10 @@ static int view_dispatch(const struct shunt_moe *m, uint32_t node,
         .step = m->step,
         .rows_max = m->cfg.rows_max[node],
     };
-    uint64_t bytes;
-    const void *message = shunt_exchange_gathered(x, node, &bytes);
+    const void *message = shunt_exchange_gathered(x, node);
 
-    return shunt_wire_view_dispatch(message, bytes, &x->cfg.shape, &expect, x->nodes[node].label,
-                                    view, err);
+    return shunt_wire_view_dispatch(message, &x->cfg.shape, &expect, x->nodes[node].label, view,
+                                    err);
 }
 
 static void count_peer(struct shunt_moe *m, uint32_t node,
@@ -313,11 +312,10 @@ int shunt_moe_send_results(struct shunt_moe *m, uint32_t node, struct shunt_erro
 static uint32_t results_missing(void *ctx)
 {
     const struct shunt_moe *m = ctx;
-    uint64_t bytes;
 
     for (uint32_t n = 0; n < m->cfg.node_count; n++)
         if (n != m->cfg.rank && m->peers[n].entries_out > 0 &&
-            !shunt_exchange_results(m->cfg.exchange, n, &bytes))
+            !shunt_exchange_has_results(m->cfg.exchange, n))
             return n;
     return SHUNT_WAIT_DONE;
 }
@@ -341,17 +339,11 @@ int shunt_moe_collect_results(struct shunt_moe *m, struct shunt_error *err)
             .entry_count = m->peers[n].entries_out,
         };
         struct shunt_wire_header header;
-        const void *message;
-        uint64_t bytes;
 
         if (n == m->cfg.rank || m->peers[n].entries_out == 0)
             continue;
-        message = shunt_exchange_results(x, n, &bytes);
-        if (message != shunt_exchange_results_area(x) + m->peers[n].result_off)
-            return shunt_error_set(err, -EPROTO, "%s sent its results to a place of its own choice",
-                                   x->nodes[n].label);
-        rc = shunt_wire_view_results(message, bytes, &x->cfg.shape, &expect, x->nodes[n].label,
-                                     &header, err);
+        rc = shunt_wire_view_results(shunt_exchange_results_area(x) + m->peers[n].result_off,
+                                     &expect, x->nodes[n].label, &header, err);
         if (rc)
             break;
         m->counters.calls_read += header.waited_count;

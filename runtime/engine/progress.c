@@ -131,10 +131,9 @@ int shunt_progress_wait(struct shunt_progress *p, shunt_wait_fn *fn, void *ctx, 
 static uint32_t gather_missing(void *ctx)
 {
     const struct shunt_exchange *x = ctx;
-    uint64_t bytes;
 
     for (uint32_t n = 0; n < x->cfg.node_count; n++)
-        if (n != x->cfg.rank && !shunt_exchange_gathered(x, n, &bytes))
+        if (n != x->cfg.rank && !shunt_exchange_gathered(x, n))
             return n;
     return SHUNT_WAIT_DONE;
 }

@@ -138,10 +138,8 @@ static int take_announcement(struct shunt *e, uint32_t node, struct agreement *a
     const struct shunt_wire_expect expect = {
         .kind = SHUNT_WIRE_ANNOUNCE, .rank = node, .tick = e->exchange.tick, .step = e->step};
     struct shunt_wire_announce_view view;
-    uint64_t bytes;
-    const void *message = shunt_exchange_gathered(&e->exchange, node, &bytes);
-    int rc = shunt_wire_view_announce(message, bytes, &e->exchange.cfg.shape, &expect,
-                                      e->exchange.nodes[node].label, &view, err);
+    const void *message = shunt_exchange_gathered(&e->exchange, node);
+    int rc = shunt_wire_view_announce(message, &expect, e->exchange.nodes[node].label, &view, err);
 
     if (rc)
         return rc;

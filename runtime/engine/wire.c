@@ -55,12 +55,10 @@ uint64_t shunt_wire_gather_max(const struct shunt_wire_shape *shape, uint32_t ro
     return shunt_align_up(max, SHUNT_WIRE_ALIGN);
 }
 
-static int check_header(struct shunt_wire_header *h, const void *message, uint64_t bytes,
+static int check_header(struct shunt_wire_header *h, const void *message,
                         const struct shunt_wire_expect *expect, const char *who,
                         struct shunt_error *err)
 {
-    if (bytes < sizeof(*h))
-        return shunt_error_set(err, -EPROTO, "%s sent a message of %" PRIu64 " bytes", who, bytes);
     memcpy(h, message, sizeof(*h));
     if (h->magic != SHUNT_WIRE_MAGIC || h->version != SHUNT_WIRE_VERSION)
         return shunt_error_set(err, -EPROTO, "%s sent a message that is none of this version", who);
@@ -84,45 +82,32 @@ static int check_header(struct shunt_wire_header *h, const void *message, uint64
     return 0;
 }
 
-static int wrong_length(const char *who, enum shunt_wire_kind kind, uint64_t bytes, uint64_t want,
-                        struct shunt_error *err)
-{
-    return shunt_error_set(err, -EPROTO, "%s sent %s of %" PRIu64 " bytes; it should have %" PRIu64,
-                           who, kind_name(kind), bytes, want);
-}
-
-int shunt_wire_view_announce(const void *message, uint64_t bytes,
-                             const struct shunt_wire_shape *shape,
-                             const struct shunt_wire_expect *expect, const char *who,
-                             struct shunt_wire_announce_view *view, struct shunt_error *err)
+int shunt_wire_view_announce(const void *message, const struct shunt_wire_expect *expect,
+                             const char *who, struct shunt_wire_announce_view *view,
+                             struct shunt_error *err)
 {
     const unsigned char *m = message;
     struct shunt_wire_header h;
-    int rc = check_header(&h, message, bytes, expect, who, err);
+    int rc = check_header(&h, message, expect, who, err);
 
     if (rc)
         return rc;
-    if (bytes != shunt_wire_announce_bytes(shape))
-        return wrong_length(who, expect->kind, bytes, shunt_wire_announce_bytes(shape), err);
     memcpy(&view->announce, m + sizeof(h), sizeof(view->announce));
     view->states = m + sizeof(h) + sizeof(view->announce);
     return 0;
 }
 
-int shunt_wire_view_counts(const void *message, uint64_t bytes,
-                           const struct shunt_wire_shape *shape,
+int shunt_wire_view_counts(const void *message, const struct shunt_wire_shape *shape,
                            const struct shunt_wire_expect *expect, const char *who,
                            struct shunt_wire_counts_view *view, struct shunt_error *err)
 {
     const unsigned char *m = message;
     struct shunt_wire_header h;
-    int rc = check_header(&h, message, bytes, expect, who, err);
+    int rc = check_header(&h, message, expect, who, err);
     uint64_t total = 0;
 
     if (rc)
         return rc;
-    if (bytes != shunt_wire_counts_bytes(shape))
-        return wrong_length(who, expect->kind, bytes, shunt_wire_counts_bytes(shape), err);
     view->read_ns = shunt_load_u64(m + sizeof(h));
     memcpy(view->counts, m + sizeof(h) + sizeof(uint64_t), 4ull * shape->expert_count);
     view->states = m + sizeof(h) + sizeof(uint64_t) + 4ull * shape->expert_count;
@@ -167,15 +152,14 @@ static int check_groups(const struct shunt_wire_dispatch_view *v,
     return 0;
 }
 
-int shunt_wire_view_dispatch(const void *message, uint64_t bytes,
-                             const struct shunt_wire_shape *shape,
+int shunt_wire_view_dispatch(const void *message, const struct shunt_wire_shape *shape,
                              const struct shunt_wire_expect *expect, const char *who,
                              struct shunt_wire_dispatch_view *view, struct shunt_error *err)
 {
     const unsigned char *m = message;
     struct shunt_wire_dispatch_layout at;
     struct shunt_wire_header h;
-    int rc = check_header(&h, message, bytes, expect, who, err);
+    int rc = check_header(&h, message, expect, who, err);
 
     if (rc)
         return rc;
@@ -191,8 +175,6 @@ int shunt_wire_view_dispatch(const void *message, uint64_t bytes,
                                " entries; at most %" PRIu32 " rows were agreed",
                                who, h.row_count, h.group_count, h.entry_count, expect->rows_max);
     at = shunt_wire_dispatch_layout(shape, h.group_count, h.entry_count, h.row_count);
-    if (bytes != at.bytes)
-        return wrong_length(who, expect->kind, bytes, at.bytes, err);
     view->header = h;
     view->states = m + at.states;
     view->guesses = m + at.guesses;
@@ -202,18 +184,14 @@ int shunt_wire_view_dispatch(const void *message, uint64_t bytes,
     return check_groups(view, shape, who, err);
 }
 
-int shunt_wire_view_results(const void *message, uint64_t bytes,
-                            const struct shunt_wire_shape *shape,
-                            const struct shunt_wire_expect *expect, const char *who,
-                            struct shunt_wire_header *header, struct shunt_error *err)
+int shunt_wire_view_results(const void *message, const struct shunt_wire_expect *expect,
+                            const char *who, struct shunt_wire_header *header,
+                            struct shunt_error *err)
 {
-    uint64_t want = sizeof(*header) + (uint64_t)expect->entry_count * shape->hidden * sizeof(float);
-    int rc = check_header(header, message, bytes, expect, who, err);
+    int rc = check_header(header, message, expect, who, err);
 
     if (rc)
         return rc;
-    if (bytes != want)
-        return wrong_length(who, expect->kind, bytes, want, err);
     if (header->entry_count != expect->entry_count || header->waited_count > header->entry_count)
         return shunt_error_set(err, -EPROTO, "%s sent %" PRIu32 " results for %" PRIu32 " entries",
                                who, header->entry_count, expect->entry_count);

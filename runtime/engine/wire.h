@@ -144,24 +144,21 @@ struct shunt_wire_expect {
     uint32_t entry_count; /* RESULTS: entries it was sent */
 };
 
-/* Check a message of `bytes` at `message` (64-aligned) and make a view of it, into the memory that
- * the view brings along where it says so. `who` names the peer. Return: 0, or -EPROTO with what is
- * wrong. */
-int shunt_wire_view_announce(const void *message, uint64_t bytes,
-                             const struct shunt_wire_shape *shape,
-                             const struct shunt_wire_expect *expect, const char *who,
-                             struct shunt_wire_announce_view *view, struct shunt_error *err);
-int shunt_wire_view_counts(const void *message, uint64_t bytes,
-                           const struct shunt_wire_shape *shape,
+/* Check a message at `message` (64-aligned, in an area of shunt_wire_gather_max bytes for the rows
+ * its sender may send, of which a message that passes uses no more than it should) and make a view
+ * of it, into the memory that the view brings along where it says so. `who` names the peer. Return:
+ * 0, or -EPROTO with what is wrong. */
+int shunt_wire_view_announce(const void *message, const struct shunt_wire_expect *expect,
+                             const char *who, struct shunt_wire_announce_view *view,
+                             struct shunt_error *err);
+int shunt_wire_view_counts(const void *message, const struct shunt_wire_shape *shape,
                            const struct shunt_wire_expect *expect, const char *who,
                            struct shunt_wire_counts_view *view, struct shunt_error *err);
-int shunt_wire_view_dispatch(const void *message, uint64_t bytes,
-                             const struct shunt_wire_shape *shape,
+int shunt_wire_view_dispatch(const void *message, const struct shunt_wire_shape *shape,
                              const struct shunt_wire_expect *expect, const char *who,
                              struct shunt_wire_dispatch_view *view, struct shunt_error *err);
-int shunt_wire_view_results(const void *message, uint64_t bytes,
-                            const struct shunt_wire_shape *shape,
-                            const struct shunt_wire_expect *expect, const char *who,
-                            struct shunt_wire_header *header, struct shunt_error *err);
+int shunt_wire_view_results(const void *message, const struct shunt_wire_expect *expect,
+                            const char *who, struct shunt_wire_header *header,
+                            struct shunt_error *err);
 
 #endif
