@@ -5,7 +5,8 @@
  * how many, a NIC does not say: the peers' protocol knows. One of shunt's three operation tables.
  *
  *   footprint says what open will allocate
- *   open      takes a connected stream per peer and this node's inbox
+ *   open      takes a connected stream per peer and this node's inbox; the peers open as well, and
+ * some backends wait for them
  *   put       posts bytes to [offset, offset + bytes) of the peer's inbox, then the immediate;
  * never blocks poll      moves whatever can be moved and hands out completions: SENT, ARRIVED, LOST
  *   prepare   lists the descriptors a waiting thread sleeps on
@@ -31,6 +32,7 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/limits.h"
+#include "runtime/base/patience.h"
 
 #define SHUNT_TRANSPORT_DEPTH 8u
 
@@ -52,6 +54,7 @@ struct shunt_transport_config {
     const uint64_t *peer_inbox_bytes; /* node_count sizes, for the check of offsets */
     const struct shunt_memory *memory;
     uint32_t memory_count;
+    const struct shunt_patience *patience; /* for what open has to say to the peers */
 };
 
 enum shunt_transport_event {
@@ -93,5 +96,7 @@ struct shunt_transport_ops {
 };
 
 extern const struct shunt_transport_ops shunt_transport_tcp;
+extern const struct shunt_transport_ops
+    shunt_transport_verbs; /* where the build has SHUNT_HAVE_VERBS */
 
 #endif

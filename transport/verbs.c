@@ -289,6 +289,112 @@ static int open_resources(struct shunt_transport *t, const struct shunt_transpor
     return rc;
 }
 
+/* ---- connecting */
+
+static bool connect_queue_pair(struct shunt_transport *t, struct peer *p)
+{
+    enum ibv_mtu mtu = p->word.mtu < (uint32_t)t->mtu ? (enum ibv_mtu)p->word.mtu : t->mtu;
+    struct ibv_qp_attr attr = {
+        .qp_state = IBV_QPS_RTR,
+        .path_mtu = mtu,
+        .dest_qp_num = p->word.qpn,
+        .rq_psn = p->word.psn,
+        .max_dest_rd_atomic = 1,
+        .min_rnr_timer = 12,
+        .ah_attr = {.is_global = 1,
+                    .port_num = t->port,
+                    .grh = {.sgid_index = (uint8_t)t->gid_index, .hop_limit = 64}},
+    };
+
+    memcpy(attr.ah_attr.grh.dgid.raw, p->word.gid, 16);
+    if (ibv_modify_qp(p->qp, &attr,
+                      IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+                          IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER))
+        return false;
+    attr = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
+                                .timeout = 14,
+                                .retry_cnt = 7,
+                                .rnr_retry = 7,
+                                .sq_psn = p->own.psn,
+                                .max_rd_atomic = 1};
+    return ibv_modify_qp(p->qp, &attr,
+                         IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+                             IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC) == 0;
+}
+
+static bool would_block(int error)
+{
+    return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
+}
+
+/* Takes what has come of the peer's words. Return: 0; -errno, or -ECONNRESET when it has gone. */
+static int hear(struct shunt_transport *t, struct peer *p)
+{
+    while (p->state != UP) {
+        unsigned char ready;
+        ssize_t n = p->state == TELLING ? recv(p->fd, (char *)&p->word + p->heard,
+                                               sizeof(p->word) - p->heard, MSG_DONTWAIT)
+                                        : recv(p->fd, &ready, 1, MSG_DONTWAIT);
+
+        if (n < 0 && would_block(errno))
+            return 0;
+        if (n <= 0)
+            return n ? -errno : -ECONNRESET;
+        if (p->state == CONNECTED) {
+            p->state = UP;
+            continue;
+        }
+        p->heard += (uint32_t)n;
+        if (p->heard < sizeof(p->word))
+            continue;
+        if (p->word.magic != WORD_MAGIC || p->word.version != WORD_VERSION ||
+            p->word.inbox_bytes != p->inbox_bytes)
+            return -EPROTO;
+        if (!connect_queue_pair(t, p))
+            return -errno;
+        p->state = CONNECTED;
+        if (send(p->fd, "R", 1, MSG_NOSIGNAL | MSG_DONTWAIT) != 1)
+            return -errno;
+    }
+    return 0;
+}
+
+static int wait_for_peers(struct shunt_transport *t, const struct shunt_patience *patience,
+                          struct shunt_error *err)
+{
+    for (;;) {
+        struct pollfd fds[SHUNT_NODES_MAX];
+        struct timespec slice = shunt_timespec(SHUNT_PATIENCE_SLICE_NS);
+        uint32_t awaited = t->node_count, n = 0;
+        int rc;
+
+        for (uint32_t i = 0; i < t->node_count; i++) {
+            struct peer *p = &t->peers[i];
+
+            if (p->fd < 0 || p->state == UP)
+                continue;
+            rc = hear(t, p);
+            if (rc)
+                return shunt_error_set(
+                    err, rc, "verbs: rank %" PRIu32 " cannot be connected: %s", i,
+                    rc == -EPROTO ? "it speaks another language" : strerror(-rc));
+            if (p->state == UP)
+                continue;
+            awaited = i;
+            fds[n++] = (struct pollfd){.fd = p->fd, .events = POLLIN};
+        }
+        if (awaited == t->node_count)
+            return 0;
+        rc = shunt_patience_check(patience, err);
+        if (rc == -ETIMEDOUT)
+            shunt_error_set(err, rc, "verbs: rank %" PRIu32 " has not connected its queue pair",
+                            awaited);
+        if (rc)
+            return rc;
+        ppoll(fds, n, &slice, NULL);
+    }
+}
+
 static int verbs_open(struct shunt_transport **out, const struct shunt_transport_config *cfg,
                       struct shunt_error *err)
 {
@@ -334,8 +440,11 @@ static int verbs_open(struct shunt_transport **out, const struct shunt_transport
         fill_word(t, i);
         if (send(p->fd, &p->own, sizeof(p->own), MSG_NOSIGNAL | MSG_DONTWAIT) !=
             (ssize_t)sizeof(p->own))
-            lose(t, p, -errno, "it closed the connection");
+            rc = shunt_error_set(err, -ECONNRESET,
+                                 "verbs: rank %" PRIu32 " has closed the connection", i);
     }
+    if (!rc)
+        rc = wait_for_peers(t, cfg->patience, err);
     if (rc) {
         verbs_close(t);
         return rc;
@@ -349,81 +458,20 @@ static uint64_t verbs_footprint(uint32_t node_count)
     return sizeof(struct shunt_transport) + node_count * (sizeof(struct peer) + (64u << 10));
 }
 
-/* ---- connecting */
+/* ---- the end of a peer */
 
-static bool connect_queue_pair(struct shunt_transport *t, struct peer *p)
-{
-    enum ibv_mtu mtu = p->word.mtu < (uint32_t)t->mtu ? (enum ibv_mtu)p->word.mtu : t->mtu;
-    struct ibv_qp_attr attr = {
-        .qp_state = IBV_QPS_RTR,
-        .path_mtu = mtu,
-        .dest_qp_num = p->word.qpn,
-        .rq_psn = p->word.psn,
-        .max_dest_rd_atomic = 1,
-        .min_rnr_timer = 12,
-        .ah_attr = {.is_global = 1,
-                    .port_num = t->port,
-                    .grh = {.sgid_index = (uint8_t)t->gid_index, .hop_limit = 64}},
-    };
-
-    memcpy(attr.ah_attr.grh.dgid.raw, p->word.gid, 16);
-    if (ibv_modify_qp(p->qp, &attr,
-                      IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-                          IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER))
-        return false;
-    attr = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
-                                .timeout = 14,
-                                .retry_cnt = 7,
-                                .rnr_retry = 7,
-                                .sq_psn = p->own.psn,
-                                .max_rd_atomic = 1};
-    return ibv_modify_qp(p->qp, &attr,
-                         IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
-                             IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC) == 0;
-}
-
-/* The peer's words, and later its end. */
+/* After its words a peer says nothing more on the stream until its process ends. */
 static void look_at_stream(struct shunt_transport *t, struct peer *p)
 {
-    for (;;) {
-        unsigned char byte;
-        ssize_t n;
+    unsigned char byte;
+    ssize_t n = recv(p->fd, &byte, 1, MSG_DONTWAIT);
 
-        if (p->state == TELLING)
-            n = recv(p->fd, (char *)&p->word + p->heard, sizeof(p->word) - p->heard, MSG_DONTWAIT);
-        else
-            n = recv(p->fd, &byte, 1, MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
-            return;
-        if (n <= 0) {
-            lose(t, p, n ? -errno : -ECONNRESET,
-                 n ? strerrordesc_np(errno) : "it closed the connection");
-            return;
-        }
-        if (p->state == TELLING) {
-            p->heard += (uint32_t)n;
-            if (p->heard < sizeof(p->word))
-                continue;
-            if (p->word.magic != WORD_MAGIC || p->word.version != WORD_VERSION) {
-                lose(t, p, -EPROTO, "it sent something that is no message of shunt's");
-                return;
-            }
-            if (!connect_queue_pair(t, p)) {
-                lose(t, p, -errno, "its queue pair cannot be reached from here");
-                return;
-            }
-            p->state = CONNECTED;
-            if (send(p->fd, "R", 1, MSG_NOSIGNAL | MSG_DONTWAIT) != 1) {
-                lose(t, p, -errno, "it closed the connection");
-                return;
-            }
-        } else if (p->state == CONNECTED && byte == 'R') {
-            p->state = UP;
-        } else {
-            lose(t, p, -EPROTO, "it sent something that is no message of shunt's");
-            return;
-        }
-    }
+    if (n > 0)
+        lose(t, p, -EPROTO, "it sent something that is no message of shunt's");
+    else if (n == 0)
+        lose(t, p, -ECONNRESET, "it closed the connection");
+    else if (!would_block(errno))
+        lose(t, p, -errno, strerrordesc_np(errno));
 }
 
 /* ---- sending */
@@ -479,7 +527,7 @@ static void post_puts(struct shunt_transport *t, uint32_t peer)
 {
     struct peer *p = &t->peers[peer];
 
-    while (p->state == UP && p->fd >= 0 && p->posted < p->count && p->unanswered < RECEIVES) {
+    while (p->fd >= 0 && p->posted < p->count && p->unanswered < RECEIVES) {
         p->posted++;
         post_put(t, peer, &p->puts[(p->first + p->posted - 1) % SHUNT_TRANSPORT_DEPTH]);
     }
@@ -607,11 +655,8 @@ static void take_some(struct shunt_transport *t, struct sink *sink)
 static void look_around(struct shunt_transport *t)
 {
     int64_t now = shunt_now_ns();
-    bool connecting = false;
 
-    for (uint32_t i = 0; i < t->node_count; i++)
-        connecting |= t->peers[i].fd >= 0 && t->peers[i].state != UP;
-    if (!connecting && now - t->looked_ns < LOOK_NS)
+    if (now - t->looked_ns < LOOK_NS)
         return;
     t->looked_ns = now;
     for (uint32_t i = 0; i < t->node_count; i++)

@@ -86,7 +86,19 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
     static const struct choice ios[] = {{"auto", 0}, {"uring", 1}, {"pread", 2}};
     static const struct choice modes[] = {
         {"auto", SHUNT_IO_AUTO}, {"direct", SHUNT_IO_DIRECT}, {"buffered", SHUNT_IO_BUFFERED}};
-    static const struct choice transports[] = {{"auto", 0}, {"tcp", 0}};
+    static const struct choice transports[] = {
+        {"auto", 0},
+        {"tcp", 0},
+#ifdef SHUNT_HAVE_VERBS
+        {"verbs", 1},
+#endif
+    };
+    static const struct shunt_transport_ops *const transport_ops[] = {
+        &shunt_transport_tcp,
+#ifdef SHUNT_HAVE_VERBS
+        &shunt_transport_verbs,
+#endif
+    };
     static const struct choice placements[] = {{"prism", SHUNT_PLACEMENT_PRISM},
                                                {"spread", SHUNT_PLACEMENT_SPREAD},
                                                {"off", SHUNT_PLACEMENT_OFF}};
@@ -106,7 +118,7 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
         return rc;
     o->io = io_ops[io];
     o->io_mode = (enum shunt_io_mode)mode;
-    o->transport = &shunt_transport_tcp;
+    o->transport = transport_ops[transport];
     o->placement = (enum shunt_placement_policy)placement;
     o->kernel_levels = shunt_kernels_available();
     if (o->cfg.kernels && !strcmp(o->cfg.kernels, "auto"))

@@ -139,6 +139,8 @@ struct shunt {
     struct shunt_weights weights;
     struct shunt_moe moe;
 
+    void *work; /* everything carved: activations, buffers, inbox */
+    size_t work_bytes;
     float *rope; /* [context][head_dim]: cosines, then sines */
     float *kv;   /* [sequence][layer][k, v][kv_head][context][head_dim] */
     struct shunt_activations act;

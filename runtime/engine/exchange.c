@@ -72,7 +72,8 @@ void shunt_exchange_carve(struct shunt_exchange *x, const struct shunt_exchange_
 
 int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_ops *ops,
                         const struct shunt_rack_node *nodes, const int *fds,
-                        struct shunt_error *err)
+                        const struct shunt_memory *memory, uint32_t memory_count,
+                        const struct shunt_patience *patience, struct shunt_error *err)
 {
     uint64_t sizes[SHUNT_NODES_MAX];
     struct shunt_transport_config cfg = {
@@ -82,6 +83,9 @@ int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_o
         .inbox = x->inbox,
         .inbox_bytes = x->inbox_bytes,
         .peer_inbox_bytes = sizes,
+        .memory = memory,
+        .memory_count = memory_count,
+        .patience = patience,
     };
 
     for (uint32_t r = 0; r < x->cfg.node_count; r++)

@@ -65,10 +65,11 @@ struct shunt_exchange {
 void shunt_exchange_carve(struct shunt_exchange *x, const struct shunt_exchange_config *cfg,
                           struct shunt_carve *carve);
 
-/* Opens the transport on the carved memory. Takes the descriptors over. */
+/* Opens the transport on the carved memory, which lies in `memory`. Takes the descriptors over. */
 int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_ops *ops,
                         const struct shunt_rack_node *nodes, const int *fds,
-                        struct shunt_error *err);
+                        const struct shunt_memory *memory, uint32_t memory_count,
+                        const struct shunt_patience *patience, struct shunt_error *err);
 void shunt_exchange_close(struct shunt_exchange *x);
 
 /* Room for results of this node's own rows, for the addresses that a DISPATCH names. */

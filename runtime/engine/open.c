@@ -256,6 +256,8 @@ static int place_memory(struct shunt *e, const uint32_t *rows_max, struct shunt_
         rc = shunt_arena_alloc(&e->arena, e->options.footprint.kv_bytes, "the KV cache", &kv, err);
     if (rc)
         return rc;
+    e->work = base;
+    e->work_bytes = carve.used;
     carve = (struct shunt_carve){.base = base};
     shunt_engine_carve(e, rows_max, &carve);
     e->kv = kv;
@@ -332,8 +334,11 @@ static int load_weights(struct shunt *e, const struct shunt_patience *patience,
     return shunt_weights_load(&e->weights, &how, err);
 }
 
-static int open_exchange(struct shunt *e, struct shunt_error *err)
+static int open_exchange(struct shunt *e, const struct shunt_patience *patience,
+                         struct shunt_error *err)
 {
+    /* The block with the buffers: slots and weights are nobody's to send. */
+    const struct shunt_memory memory = {e->work, e->work_bytes};
     int fds[SHUNT_NODES_MAX];
 
     e->progress = (struct shunt_progress){
@@ -348,7 +353,7 @@ static int open_exchange(struct shunt *e, struct shunt_error *err)
         return 0;
     shunt_rack_take_data_fds(e->rack, fds);
     return shunt_exchange_open(&e->exchange, e->options.transport, shunt_rack_nodes(e->rack), fds,
-                               err);
+                               &memory, 1, patience, err);
 }
 
 static int start_engine(struct shunt *e, struct shunt_error *err)
@@ -389,7 +394,7 @@ static int build(struct shunt *e, const struct shunt_patience *patience, struct 
     if (!rc)
         rc = load_weights(e, patience, err);
     if (!rc)
-        rc = open_exchange(e, err);
+        rc = open_exchange(e, patience, err);
     if (!rc)
         rc = shunt_rack_wait_ready(e->rack, patience, err);
     if (!rc)

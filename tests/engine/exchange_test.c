@@ -72,7 +72,8 @@ static void open_party(struct party *p, uint32_t node_count, const struct shunt_
         carve = (struct shunt_carve){.base = node->memory};
         shunt_exchange_carve(&node->x, &cfg, &carve);
         cr_assert_eq(carve.used, node->bytes);
-        cr_assert_eq(shunt_exchange_open(&node->x, &shunt_transport_tcp, p->labels, fds[n], NULL),
+        cr_assert_eq(shunt_exchange_open(&node->x, &shunt_transport_tcp, p->labels, fds[n], NULL, 0,
+                                         NULL, NULL),
                      0);
     }
 }

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "runtime/base/clock.h"
+#include "tests/cluster/seats.h"
 #include "tests/random.h"
 
 #define WAIT_MS 20000
@@ -39,40 +40,54 @@ static void *take_copy(const void *bytes, uint64_t len)
 
 /* ---- nodes in one thread */
 
-static void open_node(struct mesh *m, uint32_t n, const int *fds, const uint64_t *inbox_bytes)
-{
-    struct mesh_node *node = &m->nodes[n];
-    struct shunt_memory memory = {.bytes = ROOM_BYTES};
-    struct shunt_error err = {0};
+struct opening {
+    struct mesh *m;
+    uint32_t n;
+    const int *fds;
+    const uint64_t *inbox_bytes;
+    int rc;
+    struct shunt_error err;
+};
 
-    take_room(0);
-    memory.base = room;
+static void open_node(void *arg)
+{
+    struct opening *o = arg;
+    struct mesh *m = o->m;
+    uint32_t n = o->n;
+    const uint64_t *inbox_bytes = o->inbox_bytes;
+    struct mesh_node *node = &m->nodes[n];
+    const struct shunt_memory memory = {room, ROOM_BYTES};
+    const struct shunt_patience patience = {.deadline_ns =
+                                                shunt_deadline_ns(WAIT_MS * SHUNT_NS_PER_MS)};
+
     node->inbox_bytes = inbox_bytes[n];
     node->room = calloc(1, inbox_bytes[n] + 2 * MESH_GUARD);
     cr_assert(node->room);
     node->inbox = node->room + MESH_GUARD;
     memset(node->room, 0x5a, MESH_GUARD);
     memset(node->inbox + inbox_bytes[n], 0x5a, MESH_GUARD);
-    cr_assert_eq(m->backend->ops->open(&node->t,
-                                       &(struct shunt_transport_config){
-                                           .rank = n,
-                                           .node_count = m->node_count,
-                                           .peer_fds = fds,
-                                           .inbox = node->inbox,
-                                           .inbox_bytes = inbox_bytes[n],
-                                           .peer_inbox_bytes = inbox_bytes,
-                                           .memory = &memory,
-                                           .memory_count = 1,
-                                       },
-                                       &err),
-                 0, "%s", err.text);
+    o->rc = m->backend->ops->open(&node->t,
+                                  &(struct shunt_transport_config){
+                                      .rank = n,
+                                      .node_count = m->node_count,
+                                      .peer_fds = o->fds,
+                                      .inbox = node->inbox,
+                                      .inbox_bytes = inbox_bytes[n],
+                                      .peer_inbox_bytes = inbox_bytes,
+                                      .memory = &memory,
+                                      .memory_count = 1,
+                                      .patience = &patience,
+                                  },
+                                  &o->err);
 }
 
 void mesh_open(struct mesh *m, const struct transport_backend *backend, uint32_t node_count,
                const uint64_t *inbox_bytes, bool star)
 {
     static int fds[MESH_NODES_MAX][MESH_NODES_MAX];
+    static struct opening openings[MESH_NODES_MAX];
 
+    take_room(0); /* it is there */
     memset(m, 0, sizeof(*m));
     m->backend = backend;
     m->node_count = node_count;
@@ -89,9 +104,10 @@ void mesh_open(struct mesh *m, const struct transport_backend *backend, uint32_t
         }
     }
     for (uint32_t n = 0; n < node_count; n++)
-        open_node(m, n, fds[n], inbox_bytes);
-    for (uint32_t i = 0; i < 200; i++) /* until open itself waits for the peers */
-        mesh_move(m);
+        openings[n] = (struct opening){.m = m, .n = n, .fds = fds[n], .inbox_bytes = inbox_bytes};
+    at_once(node_count, open_node, openings, sizeof(openings[0]));
+    for (uint32_t n = 0; n < node_count; n++)
+        cr_assert_eq(openings[n].rc, 0, "%s", openings[n].err.text);
 }
 
 static bool guard_stands(const unsigned char *guard)
@@ -431,13 +447,10 @@ void transport_says_once_that_a_peer_is_lost(const struct transport_backend *bac
 {
     const uint64_t inboxes[] = {64, 64, 64};
     struct shunt_completion c;
-    struct pollfd fds[4];
     uint32_t events = 0;
     struct mesh m;
 
     mesh_open(&m, backend, 3, inboxes, false);
-    cr_expect_eq(backend->ops->prepare(m.nodes[0].t, fds, 4), 2);
-    cr_expect_eq(backend->ops->prepare(m.nodes[0].t, fds, 1), 1);
     close_node(&m, 1);
     c = mesh_next(&m, 0);
     cr_expect(c.event == SHUNT_TRANSPORT_LOST && c.peer == 1);
@@ -446,7 +459,6 @@ void transport_says_once_that_a_peer_is_lost(const struct transport_backend *bac
         cr_expect_eq(put(&m, 0, 1, room, 1, 0, 1), -EPIPE);
         cr_expect_eq(poll_node(&m, 0, &c, 1), 0);
     }
-    cr_expect_eq(backend->ops->prepare(m.nodes[0].t, fds, 4), 1);
     /* The others go on. */
     cr_assert_eq(put(&m, 0, 2, room, 1, 3, 7), 0);
     for (uint32_t i = 0; i < 2; i++) { /* in either order */
