@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The transport over TCP streams. A put travels as a header of 24 bytes and its payload; the
+ * The transport over TCP streams. A put travels as a header of 32 bytes and its payload; the
  * receiver copies the payload to the offset that the header names, as a NIC would, and hands out
  * ARRIVED once it is whole. Small messages come through a staging buffer, so that header and
- * payload cost one system call; what exceeds it is received straight into the inbox.
+ * payload cost one system call; what exceeds it is received straight into the inbox. Credit rides
+ * on the headers; a header of its own carries it where nothing else is sent.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -11,38 +12,52 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include "runtime/base/bytes.h"
+#include "runtime/base/clock.h"
 #include "transport/transport.h"
 
 #define STAGE_BYTES  (64u << 10)
-#define HEADER_MAGIC 0x31504853u /* "SHP1" */
+#define HEADER_MAGIC 0x32504853u /* "SHP2" */
 
-/*  0       4       8              16             24
- *  | magic |  imm  |    offset    |    bytes     |  payload ... */
+/* Credit is told at the latest when half of the window has been released. */
+#define CREDIT_EVERY (SHUNT_TRANSPORT_WINDOW / 2)
+
+enum kind { KIND_PUT = 1, KIND_CREDIT };
+
+/*  0       4      6          8       12      16             24             32
+ *  | magic | kind | released |  imm  |   0   |    offset    |    bytes     |  payload ... */
 struct put_header {
     uint32_t magic;
+    uint16_t kind;
+    uint16_t released;
     uint32_t imm;
+    uint32_t zero;
     uint64_t off;
     uint64_t bytes;
 };
-_Static_assert(sizeof(struct put_header) == 24, "the header is a wire format");
+_Static_assert(sizeof(struct put_header) == 32, "the header is a wire format");
 
 struct open_put {
     struct put_header header;
     const unsigned char *src;
+    bool begun;
     uint64_t sent; /* of header and payload together */
+    int64_t deadline_ns;
 };
 
 struct peer {
-    int fd; /* -1: this node, or lost */
+    struct shunt_stream stream; /* none: this node, or lost */
     uint64_t inbox_bytes;
 
     /* Puts not yet sent whole: a ring, oldest first. */
     struct open_put puts[SHUNT_TRANSPORT_DEPTH];
     uint32_t first, count;
+    uint32_t under_way; /* of its window: puts begun and not yet released there */
+    uint32_t arrived;   /* its puts ARRIVED here and not released */
+    uint32_t untold;    /* released and not told */
+    bool crediting;     /* `credit` is under way */
+    struct open_put credit;
 
     /* Receiving: staged bytes not yet consumed, and the put whose payload is under way. */
     unsigned char *stage; /* [STAGE_BYTES] */
@@ -59,6 +74,7 @@ struct shunt_transport {
     uint32_t rank, node_count;
     unsigned char *inbox;
     uint64_t inbox_bytes;
+    int64_t put_timeout_ns;
     struct peer *peers; /* [node_count] */
     unsigned char *stages;
     uint32_t turn; /* the peer that poll looks at first */
@@ -71,10 +87,14 @@ struct sink {
     uint32_t count, max;
 };
 
+static bool is_there(const struct peer *p)
+{
+    return p->stream.fd >= 0;
+}
+
 static void lose(struct peer *p, int error, const char *reason)
 {
-    close(p->fd);
-    p->fd = -1;
+    shunt_stream_close(&p->stream);
     p->count = 0;
     p->lost_error = error;
     p->lost_reason = reason;
@@ -85,8 +105,7 @@ static void tcp_close(struct shunt_transport *t)
     if (!t)
         return;
     for (uint32_t i = 0; t->peers && i < t->node_count; i++)
-        if (t->peers[i].fd >= 0)
-            close(t->peers[i].fd);
+        shunt_stream_close(&t->peers[i].stream);
     free(t->peers);
     free(t->stages);
     free(t);
@@ -109,8 +128,7 @@ static int tcp_open(struct shunt_transport **out, const struct shunt_transport_c
     }
     if (!t || !t->peers || !t->stages) {
         for (uint32_t i = 0; i < cfg->node_count; i++)
-            if (cfg->peer_fds[i] >= 0)
-                close(cfg->peer_fds[i]);
+            shunt_stream_close(&(struct shunt_stream){cfg->streams[i].fd, cfg->streams[i].tls});
         if (t)
             free(t->peers);
         if (t)
@@ -120,57 +138,86 @@ static int tcp_open(struct shunt_transport **out, const struct shunt_transport_c
     }
     t->rank = cfg->rank;
     t->node_count = cfg->node_count;
-    t->inbox = cfg->inbox;
-    t->inbox_bytes = cfg->inbox_bytes;
+    t->inbox = cfg->inbox.base;
+    t->inbox_bytes = cfg->inbox.bytes;
+    t->put_timeout_ns = cfg->put_timeout_ns;
     for (uint32_t i = 0; i < cfg->node_count; i++) {
         struct peer *p = &t->peers[i];
 
-        p->fd = i == cfg->rank ? -1 : cfg->peer_fds[i];
+        p->stream = i == cfg->rank ? SHUNT_STREAM_NONE : cfg->streams[i];
         p->inbox_bytes = cfg->peer_inbox_bytes[i];
         p->stage = t->stages + (size_t)i * STAGE_BYTES;
-        if (p->fd >= 0) /* a layer's message must not wait for the acknowledgement of the last */
-            setsockopt(p->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        if (is_there(p)) /* a layer's message must not wait for the acknowledgement of the last */
+            setsockopt(p->stream.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     }
     *out = t;
     return 0;
 }
 
-static bool would_block(int error)
-{
-    return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
-}
-
 /* ---- sending */
 
-/* Sends what the socket takes of the oldest put. Return: true when it is sent whole. */
-static bool send_some(struct peer *p)
+/* Sends what the stream takes. Return: true when it is sent whole. */
+static bool send_some(struct peer *p, struct open_put *put)
 {
-    struct open_put *put = &p->puts[p->first];
     const uint64_t header_bytes = sizeof(put->header);
     uint64_t total = header_bytes + put->header.bytes;
 
     while (put->sent < total) {
         struct iovec iov[2];
-        struct msghdr msg = {.msg_iov = iov};
+        int count = 0;
         uint64_t payload_sent = put->sent > header_bytes ? put->sent - header_bytes : 0;
         ssize_t n;
 
         if (put->sent < header_bytes)
-            iov[msg.msg_iovlen++] =
+            iov[count++] =
                 (struct iovec){(char *)&put->header + put->sent, header_bytes - put->sent};
         if (put->header.bytes > payload_sent)
-            iov[msg.msg_iovlen++] =
-                (struct iovec){(unsigned char *)(uintptr_t)put->src + payload_sent,
-                               put->header.bytes - payload_sent};
-        n = sendmsg(p->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+            iov[count++] = (struct iovec){(unsigned char *)(uintptr_t)put->src + payload_sent,
+                                          put->header.bytes - payload_sent};
+        n = shunt_stream_sendv(&p->stream, iov, count);
         if (n < 0) {
-            if (!would_block(errno))
-                lose(p, -errno, strerrordesc_np(errno));
+            if (n != -EAGAIN)
+                lose(p, (int)n, strerrordesc_np((int)-n));
             return false;
         }
         put->sent += (uint64_t)n;
     }
     return true;
+}
+
+/* What has been released since it was last told. */
+static uint16_t take_credit(struct peer *p)
+{
+    uint16_t released = (uint16_t)p->untold;
+
+    p->untold = 0;
+    return released;
+}
+
+/* A put that has begun is sent to its end before anything else; one that has not waits for credit
+ * of the peer's. Return: true when the oldest put is sent whole. */
+static bool send_oldest(struct peer *p)
+{
+    struct open_put *put = &p->puts[p->first];
+
+    if (p->count > 0 && put->sent > 0)
+        return send_some(p, put);
+    if (!p->crediting && p->untold >= CREDIT_EVERY) {
+        p->credit = (struct open_put){
+            .header = {.magic = HEADER_MAGIC, .kind = KIND_CREDIT, .released = take_credit(p)}};
+        p->crediting = true;
+    }
+    if (p->crediting && !send_some(p, &p->credit))
+        return false;
+    p->crediting = false;
+    if (p->count == 0 || (!put->begun && p->under_way == SHUNT_TRANSPORT_WINDOW))
+        return false;
+    if (!put->begun) {
+        put->begun = true;
+        put->header.released = take_credit(p);
+        p->under_way++;
+    }
+    return send_some(p, put);
 }
 
 static int tcp_put(struct shunt_transport *t, uint32_t peer, const void *src, uint64_t bytes,
@@ -183,26 +230,37 @@ static int tcp_put(struct shunt_transport *t, uint32_t peer, const void *src, ui
     p = &t->peers[peer];
     if (bytes > p->inbox_bytes || off > p->inbox_bytes - bytes)
         return -EINVAL;
-    if (p->fd < 0)
+    if (!is_there(p))
         return -EPIPE;
     if (p->count == SHUNT_TRANSPORT_DEPTH)
         return -EAGAIN;
     p->puts[(p->first + p->count) % SHUNT_TRANSPORT_DEPTH] = (struct open_put){
-        .header = {.magic = HEADER_MAGIC, .imm = imm, .off = off, .bytes = bytes},
+        .header = {.magic = HEADER_MAGIC, .kind = KIND_PUT, .imm = imm, .off = off, .bytes = bytes},
         .src = src,
+        .deadline_ns = t->put_timeout_ns ? shunt_deadline_ns(t->put_timeout_ns) : INT64_MAX,
     };
     p->count++;
     /* The common case: the socket takes it all now. SENT is handed out by poll either way. */
     if (p->count == 1)
-        send_some(p);
+        send_oldest(p);
     return 0;
+}
+
+static void tcp_release(struct shunt_transport *t, uint32_t peer, uint32_t count)
+{
+    struct peer *p = &t->peers[peer];
+
+    p->arrived -= count;
+    p->untold += count;
+    if (p->untold >= CREDIT_EVERY && is_there(p) && p->count == 0)
+        send_oldest(p);
 }
 
 static void finish_puts(struct shunt_transport *t, uint32_t peer, struct sink *sink)
 {
     struct peer *p = &t->peers[peer];
 
-    while (p->count > 0 && sink->count < sink->max && send_some(p)) {
+    while (sink->count < sink->max && send_oldest(p)) {
         const struct open_put *put = &p->puts[p->first];
 
         sink->out[sink->count++] = (struct shunt_completion){
@@ -212,12 +270,20 @@ static void finish_puts(struct shunt_transport *t, uint32_t peer, struct sink *s
         };
         t->counters.puts_sent++;
         t->counters.bytes_sent += put->header.bytes;
+        t->counters.writes++;
         p->first = (p->first + 1) % SHUNT_TRANSPORT_DEPTH;
         p->count--;
     }
 }
 
 /* ---- receiving */
+
+/* The rest of a header is checked where it is used. */
+static bool is_header(const struct peer *p, const struct put_header *h)
+{
+    return h->magic == HEADER_MAGIC && h->zero == 0 && h->released <= p->under_way &&
+           (h->kind == KIND_PUT || (h->kind == KIND_CREDIT && h->bytes == 0));
+}
 
 /* Takes headers and payload from the stage. Return: false when the sink is full or the peer is
  * lost. */
@@ -232,7 +298,7 @@ static bool consume_stage(struct shunt_transport *t, uint32_t peer, struct sink 
             if (staged < sizeof(p->incoming))
                 return true;
             memcpy(&p->incoming, p->stage + p->stage_begin, sizeof(p->incoming));
-            if (p->incoming.magic != HEADER_MAGIC) {
+            if (!is_header(p, &p->incoming)) {
                 lose(p, -EPROTO, "it sent something that is no message of shunt's");
                 return false;
             }
@@ -241,8 +307,15 @@ static bool consume_stage(struct shunt_transport *t, uint32_t peer, struct sink 
                 lose(p, -EPROTO, "it tried to write beyond this node's inbox");
                 return false;
             }
+            p->under_way -= p->incoming.released;
             p->stage_begin += sizeof(p->incoming);
             staged -= sizeof(p->incoming);
+            if (p->incoming.kind == KIND_CREDIT)
+                continue;
+            if (p->arrived == SHUNT_TRANSPORT_WINDOW) {
+                lose(p, -EPROTO, "it sent more than this node gave it credit for");
+                return false;
+            }
             p->in_payload = true;
             p->received = 0;
         }
@@ -262,6 +335,7 @@ static bool consume_stage(struct shunt_transport *t, uint32_t peer, struct sink 
         };
         t->counters.puts_received++;
         t->counters.bytes_received += p->incoming.bytes;
+        p->arrived++;
         p->in_payload = false;
     }
 }
@@ -275,12 +349,12 @@ static size_t receive_once(struct shunt_transport *t, struct peer *p)
     ssize_t n;
 
     if (direct) {
-        n = recv(p->fd, t->inbox + p->incoming.off + p->received, left, MSG_DONTWAIT);
+        n = shunt_stream_recv(&p->stream, t->inbox + p->incoming.off + p->received, left);
     } else {
         memmove(p->stage, p->stage + p->stage_begin, p->stage_end - p->stage_begin);
         p->stage_end -= p->stage_begin;
         p->stage_begin = 0;
-        n = recv(p->fd, p->stage + p->stage_end, STAGE_BYTES - p->stage_end, MSG_DONTWAIT);
+        n = shunt_stream_recv(&p->stream, p->stage + p->stage_end, STAGE_BYTES - p->stage_end);
     }
     if (n > 0) {
         if (direct)
@@ -291,8 +365,8 @@ static size_t receive_once(struct shunt_transport *t, struct peer *p)
     }
     if (n == 0)
         lose(p, -ECONNRESET, "it closed the connection");
-    else if (!would_block(errno))
-        lose(p, -errno, strerrordesc_np(errno));
+    else if (n != -EAGAIN)
+        lose(p, (int)n, strerrordesc_np((int)-n));
     return 0;
 }
 
@@ -300,8 +374,14 @@ static void receive(struct shunt_transport *t, uint32_t peer, struct sink *sink)
 {
     struct peer *p = &t->peers[peer];
 
-    while (p->fd >= 0 && consume_stage(t, peer, sink) && receive_once(t, p) > 0)
+    while (is_there(p) && consume_stage(t, peer, sink) && receive_once(t, p) > 0)
         ;
+}
+
+static void check_deadline(struct peer *p)
+{
+    if (shunt_now_ns() >= p->puts[p->first].deadline_ns)
+        lose(p, -ETIMEDOUT, "it has not taken a message in the time given");
 }
 
 static uint32_t tcp_poll(struct shunt_transport *t, struct shunt_completion *out, uint32_t max)
@@ -312,10 +392,12 @@ static uint32_t tcp_poll(struct shunt_transport *t, struct shunt_completion *out
         uint32_t peer = (t->turn + i) % t->node_count;
         struct peer *p = &t->peers[peer];
 
-        if (p->fd >= 0)
-            finish_puts(t, peer, &sink);
-        if (p->fd >= 0)
+        if (is_there(p))
             receive(t, peer, &sink);
+        if (is_there(p))
+            finish_puts(t, peer, &sink);
+        if (p->count > 0)
+            check_deadline(p);
         if (p->lost_reason && sink.count < sink.max) {
             sink.out[sink.count++] = (struct shunt_completion){
                 .event = SHUNT_TRANSPORT_LOST,
@@ -330,6 +412,14 @@ static uint32_t tcp_poll(struct shunt_transport *t, struct shunt_completion *out
     return sink.count;
 }
 
+/* A put without credit waits for the peer's word, not for room in the socket. */
+static bool wants_to_send(const struct peer *p)
+{
+    if (p->crediting || p->untold >= CREDIT_EVERY)
+        return true;
+    return p->count > 0 && (p->puts[p->first].begun || p->under_way < SHUNT_TRANSPORT_WINDOW);
+}
+
 static uint32_t tcp_prepare(struct shunt_transport *t, struct pollfd *fds, uint32_t max)
 {
     uint32_t n = 0;
@@ -337,11 +427,11 @@ static uint32_t tcp_prepare(struct shunt_transport *t, struct pollfd *fds, uint3
     for (uint32_t i = 0; i < t->node_count && n < max; i++) {
         const struct peer *p = &t->peers[i];
 
-        if (p->fd < 0)
+        if (!is_there(p))
             continue;
         fds[n++] = (struct pollfd){
-            .fd = p->fd,
-            .events = (short)(p->count > 0 ? POLLIN | POLLOUT : POLLIN),
+            .fd = p->stream.fd,
+            .events = (short)(wants_to_send(p) ? POLLIN | POLLOUT : POLLIN),
         };
     }
     return n;
@@ -357,6 +447,7 @@ const struct shunt_transport_ops shunt_transport_tcp = {
     .footprint = tcp_footprint,
     .open = tcp_open,
     .put = tcp_put,
+    .release = tcp_release,
     .poll = tcp_poll,
     .prepare = tcp_prepare,
     .counters = tcp_counters,

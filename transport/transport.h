@@ -4,26 +4,30 @@
  * inbox, and an immediate of 32 bits tells the peer that the bytes are there. Where they are, and
  * how many, a NIC does not say: the peers' protocol knows. One of shunt's three operation tables.
  *
- *   footprint says what open will allocate
- *   open      takes a connected stream per peer and this node's inbox; the peers open as well, and
- * some backends wait for them
- *   put       posts bytes to [offset, offset + bytes) of the peer's inbox, then the immediate;
- * never blocks poll      moves whatever can be moved and hands out completions: SENT, ARRIVED, LOST
- *   prepare   lists the descriptors a waiting thread sleeps on
- *   close     gives everything back
+ * - footprint: what open will allocate
+ * - open: takes a connected stream per peer, this node's inbox and the memory that puts read from;
+ *   the peers open as well, and some backends wait for them
+ * - put: posts bytes to [offset, offset + bytes) of the peer's inbox, then the immediate; never
+ *   blocks
+ * - release: gives a peer credit for puts that have been read
+ * - poll: moves whatever can be moved and hands out completions: SENT, ARRIVED, LOST
+ * - prepare: lists the descriptors a waiting thread sleeps on
+ * - close: gives everything back
  *
  * Contract
  * - Order: puts to one peer arrive in the order posted. When ARRIVED is handed out, the put's bytes
- * are visible.
+ *   are visible.
  * - The source of a put belongs to the transport until its SENT, in posting order per peer. At most
  *   SHUNT_TRANSPORT_DEPTH puts per peer are open; one more returns -EAGAIN and changes nothing.
- * - Nobody stops a peer from overwriting its area: what lies in an inbox stays intact because the
- * peers' protocol (runtime/engine/exchange.h) does not put there again before it has been read.
+ * - Credit: of a peer's puts at most SHUNT_TRANSPORT_WINDOW are under way or ARRIVED and not
+ *   released; those beyond wait at the sender and change nothing here. So a sender that lays its
+ *   puts out in a ring of as many areas never overwrites one that has not been released.
+ * - A put that is not SENT within put_timeout_ns ends its peer with LOST, -ETIMEDOUT.
  * - A put beyond the peer's inbox, or of bytes outside the memory named at open, is -EINVAL here;
- * one that a peer sends beyond ours ends that peer with LOST.
+ *   one that a peer sends beyond ours ends that peer with LOST.
  * - A lost peer is said once, with the reason; puts to it then return -EPIPE. Nothing is printed
- * and nothing blocks.
- * - One thread calls put, poll and prepare. No allocation after open.
+ *   and nothing blocks.
+ * - One thread calls put, release, poll and prepare. No allocation after open.
  */
 #ifndef SHUNT_TRANSPORT_TRANSPORT_H
 #define SHUNT_TRANSPORT_TRANSPORT_H
@@ -32,29 +36,57 @@
 
 #include "runtime/base/error.h"
 #include "runtime/base/limits.h"
+#include "runtime/base/notify.h"
 #include "runtime/base/patience.h"
+#include "runtime/base/stream.h"
 
-#define SHUNT_TRANSPORT_DEPTH 8u
+#define SHUNT_TRANSPORT_DEPTH  8u
+#define SHUNT_TRANSPORT_WINDOW 32u
 
 struct shunt_transport;
 
-/* Memory that puts read from; backends that register memory do so when they open. */
-struct shunt_memory {
-    void *base;
-    size_t bytes;
+enum shunt_region_kind {
+    SHUNT_REGION_HOST,   /* this process's memory */
+    SHUNT_REGION_SHARED, /* the same, and `fd` is a memfd that other processes can map */
+    SHUNT_REGION_DMABUF, /* `fd` is a DMA-BUF; `base` its mapping, or where there is none the
+                            address that puts name it by */
+};
+
+/* Memory that is registered when the transport opens and stays until it closes. */
+struct shunt_region {
+    enum shunt_region_kind kind;
+    void *base; /* of an inbox: aligned to a page */
+    uint64_t bytes;
+    int fd;
+    uint64_t fd_offset;
+};
+
+/* How a link is set up; where a member has its zero value, the backend chooses. */
+struct shunt_link_options {
+    const char *device;    /* RDMA devices, "mlx5_0" or "mlx5_0:1,mlx5_1:1": one rail each */
+    uint32_t port;         /* of devices named without one */
+    uint32_t gid_index;    /* 1 + index */
+    uint32_t mtu;          /* bytes: 256 to 4096 */
+    uint32_t tclass;       /* 1 + traffic class */
+    uint32_t sl;           /* service level */
+    uint32_t qp_timeout;   /* exponent of 4.096 us, as in ibv_modify_qp */
+    uint32_t retry_count;  /* 1 + retries */
+    int64_t dead_after_ns; /* retries go on for at least this long */
 };
 
 struct shunt_transport_config {
     uint32_t rank;
     uint32_t node_count;
-    const int *peer_fds;  /* node_count connected stream sockets; -1 at rank. Owned by the transport
-                             from open  on, also when open fails */
-    unsigned char *inbox; /* registered for remote writes, nothing else is */
-    uint64_t inbox_bytes;
-    const uint64_t *peer_inbox_bytes; /* node_count sizes, for the check of offsets */
-    const struct shunt_memory *memory;
+    const struct shunt_stream *streams; /* [node_count] to the peers; none at rank. Owned by the
+                                           transport from open on, also when open fails */
+    struct shunt_region inbox;          /* open to the peers' writes; nothing else is */
+    const uint64_t *peer_inbox_bytes;   /* node_count sizes, for the check of offsets */
+    const struct shunt_region *memory;  /* what puts read from */
     uint32_t memory_count;
+    int64_t put_timeout_ns;                /* 0: none */
+    const struct shunt_link_options *link; /* or NULL */
     const struct shunt_patience *patience; /* for what open has to say to the peers */
+    struct shunt_notify notify;            /* of a slower path that was taken */
 };
 
 enum shunt_transport_event {
@@ -68,16 +100,19 @@ struct shunt_completion {
     uint32_t peer;
     uint32_t imm; /* ARRIVED: the sender's; SENT: of the put that is done */
     int error;    /* LOST: negative errno value; -ECONNRESET when the peer closed the connection */
-    const char *reason; /* LOST: static text */
+    const char *reason; /* LOST: text that stays until close */
 };
 
 struct shunt_transport_counters {
     uint64_t puts_sent, puts_received;
     uint64_t bytes_sent, bytes_received; /* payload */
+    uint64_t writes;                     /* work requests or the like that puts took */
+    uint64_t signalled;                  /* completions that they asked for */
 };
 
 struct shunt_transport_ops {
     const char *name;
+    bool needs_shared_inbox; /* of SHUNT_REGION_SHARED */
     /* Bytes, in a rack of so many nodes. */
     uint64_t (*footprint)(uint32_t node_count);
     int (*open)(struct shunt_transport **t, const struct shunt_transport_config *cfg,
@@ -85,6 +120,8 @@ struct shunt_transport_ops {
     /* Return: 0, -EAGAIN, -EINVAL, -EPIPE. bytes may be 0. */
     int (*put)(struct shunt_transport *t, uint32_t peer, const void *src, uint64_t bytes,
                uint64_t off, uint32_t imm);
+    /* The `count` oldest puts of the peer that have ARRIVED and are not yet released. */
+    void (*release)(struct shunt_transport *t, uint32_t peer, uint32_t count);
     /* Return: completions written, at most `max`. */
     uint32_t (*poll)(struct shunt_transport *t, struct shunt_completion *out, uint32_t max);
     /* Writes at most `max` entries to sleep on, with the events that would let poll go on. Return:
@@ -96,7 +133,6 @@ struct shunt_transport_ops {
 };
 
 extern const struct shunt_transport_ops shunt_transport_tcp;
-extern const struct shunt_transport_ops
-    shunt_transport_verbs; /* where the build has SHUNT_HAVE_VERBS */
+extern const struct shunt_transport_ops shunt_transport_verbs; /* with SHUNT_HAVE_VERBS */
 
 #endif

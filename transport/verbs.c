@@ -25,7 +25,7 @@
 #include "runtime/base/clock.h"
 #include "transport/transport.h"
 
-#define RECEIVES       32u /* the immediates a peer may have under way */
+#define RECEIVES       SHUNT_TRANSPORT_WINDOW
 #define CREDIT_EVERY   (RECEIVES / 2)
 #define CREDITS_MAX    (RECEIVES / CREDIT_EVERY + 1) /* empty sends under way */
 #define WRITE_MAX      (1ull << 30)
@@ -55,7 +55,7 @@ struct open_put {
 };
 
 struct peer {
-    int fd; /* -1: this node, or lost */
+    struct shunt_stream stream; /* none: this node, or lost */
     uint64_t inbox_bytes;
     struct ibv_qp *qp;
     uint32_t state;
@@ -64,8 +64,9 @@ struct peer {
 
     struct open_put puts[SHUNT_TRANSPORT_DEPTH]; /* oldest first */
     uint32_t first, count, posted;
-    uint32_t unanswered; /* immediates posted that the peer has not said it took */
-    uint32_t untold;     /* immediates of the peer taken here and not said */
+    uint32_t unanswered; /* immediates posted that the peer has not said it released */
+    uint32_t arrived;    /* its puts ARRIVED here and not released */
+    uint32_t untold;     /* released here and not said */
 
     int lost_error;
     const char *lost_reason;
@@ -106,8 +107,7 @@ static void lose(struct shunt_transport *t, struct peer *p, int error, const cha
     struct ibv_qp_attr attr = {.qp_state = IBV_QPS_ERR};
 
     (void)t;
-    close(p->fd);
-    p->fd = -1;
+    shunt_stream_close(&p->stream);
     p->count = 0;
     p->posted = 0;
     ibv_modify_qp(p->qp, &attr, IBV_QP_STATE); /* the NIC lets go of what was posted */
@@ -126,8 +126,7 @@ static void verbs_close(struct shunt_transport *t)
 
         if (p->qp)
             ibv_destroy_qp(p->qp);
-        if (p->fd >= 0)
-            close(p->fd);
+        shunt_stream_close(&p->stream);
     }
     if (t->inbox_mr)
         ibv_dereg_mr(t->inbox_mr);
@@ -252,13 +251,14 @@ static void fill_word(struct shunt_transport *t, uint32_t peer)
 }
 
 /* A piece of memory whose bytes puts read: registered for local use only. */
-static int add_memory(struct shunt_transport *t, const struct shunt_memory *m,
+static int add_memory(struct shunt_transport *t, const struct shunt_region *m,
                       struct shunt_error *err)
 {
     t->local_mrs[t->local_count] = ibv_reg_mr(t->pd, m->base, m->bytes, 0);
     if (!t->local_mrs[t->local_count])
         return shunt_error_set(err, -errno,
-                               "verbs: cannot register %zu bytes: %s; raise the limit on locked "
+                               "verbs: cannot register %" PRIu64
+                               " bytes: %s; raise the limit on locked "
                                "memory (ulimit -l unlimited)",
                                m->bytes, strerror(errno));
     t->local_count++;
@@ -332,9 +332,9 @@ static int hear(struct shunt_transport *t, struct peer *p)
 {
     while (p->state != UP) {
         unsigned char ready;
-        ssize_t n = p->state == TELLING ? recv(p->fd, (char *)&p->word + p->heard,
+        ssize_t n = p->state == TELLING ? recv(p->stream.fd, (char *)&p->word + p->heard,
                                                sizeof(p->word) - p->heard, MSG_DONTWAIT)
-                                        : recv(p->fd, &ready, 1, MSG_DONTWAIT);
+                                        : recv(p->stream.fd, &ready, 1, MSG_DONTWAIT);
 
         if (n < 0 && would_block(errno))
             return 0;
@@ -353,7 +353,7 @@ static int hear(struct shunt_transport *t, struct peer *p)
         if (!connect_queue_pair(t, p))
             return -errno;
         p->state = CONNECTED;
-        if (send(p->fd, "R", 1, MSG_NOSIGNAL | MSG_DONTWAIT) != 1)
+        if (send(p->stream.fd, "R", 1, MSG_NOSIGNAL | MSG_DONTWAIT) != 1)
             return -errno;
     }
     return 0;
@@ -371,7 +371,7 @@ static int wait_for_peers(struct shunt_transport *t, const struct shunt_patience
         for (uint32_t i = 0; i < t->node_count; i++) {
             struct peer *p = &t->peers[i];
 
-            if (p->fd < 0 || p->state == UP)
+            if (p->stream.fd < 0 || p->state == UP)
                 continue;
             rc = hear(t, p);
             if (rc)
@@ -381,7 +381,7 @@ static int wait_for_peers(struct shunt_transport *t, const struct shunt_patience
             if (p->state == UP)
                 continue;
             awaited = i;
-            fds[n++] = (struct pollfd){.fd = p->fd, .events = POLLIN};
+            fds[n++] = (struct pollfd){.fd = p->stream.fd, .events = POLLIN};
         }
         if (awaited == t->node_count)
             return 0;
@@ -409,36 +409,35 @@ static int verbs_open(struct shunt_transport **out, const struct shunt_transport
     }
     if (!t || !t->peers || !t->local_mrs) {
         for (uint32_t i = 0; i < cfg->node_count; i++)
-            if (cfg->peer_fds[i] >= 0)
-                close(cfg->peer_fds[i]);
+            shunt_stream_close(&(struct shunt_stream){cfg->streams[i].fd, cfg->streams[i].tls});
         if (t)
             t->node_count = 0;
         verbs_close(t);
         return shunt_error_set(err, -ENOMEM, "out of memory for the verbs transport");
     }
     t->rank = cfg->rank;
-    t->inbox = cfg->inbox;
-    t->inbox_bytes = cfg->inbox_bytes;
+    t->inbox = cfg->inbox.base;
+    t->inbox_bytes = cfg->inbox.bytes;
     for (uint32_t i = 0; i < cfg->node_count; i++) {
-        t->peers[i].fd = i == cfg->rank ? -1 : cfg->peer_fds[i];
+        t->peers[i].stream = i == cfg->rank ? SHUNT_STREAM_NONE : cfg->streams[i];
         t->peers[i].inbox_bytes = cfg->peer_inbox_bytes[i];
     }
     t->stash_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     for (uint32_t i = 0; i < cfg->node_count && !t->device && !rc; i++)
-        if (t->peers[i].fd >= 0)
-            rc = open_device(t, t->peers[i].fd, err);
+        if (t->peers[i].stream.fd >= 0)
+            rc = open_device(t, t->peers[i].stream.fd, err);
     if (!rc && t->device)
         rc = open_resources(t, cfg, err);
     for (uint32_t i = 0; i < cfg->node_count && !rc; i++) {
         struct peer *p = &t->peers[i];
 
-        if (p->fd < 0)
+        if (p->stream.fd < 0)
             continue;
         rc = make_queue_pair(t, p, err);
         if (rc)
             break;
         fill_word(t, i);
-        if (send(p->fd, &p->own, sizeof(p->own), MSG_NOSIGNAL | MSG_DONTWAIT) !=
+        if (send(p->stream.fd, &p->own, sizeof(p->own), MSG_NOSIGNAL | MSG_DONTWAIT) !=
             (ssize_t)sizeof(p->own))
             rc = shunt_error_set(err, -ECONNRESET,
                                  "verbs: rank %" PRIu32 " has closed the connection", i);
@@ -464,7 +463,7 @@ static uint64_t verbs_footprint(uint32_t node_count)
 static void look_at_stream(struct shunt_transport *t, struct peer *p)
 {
     unsigned char byte;
-    ssize_t n = recv(p->fd, &byte, 1, MSG_DONTWAIT);
+    ssize_t n = recv(p->stream.fd, &byte, 1, MSG_DONTWAIT);
 
     if (n > 0)
         lose(t, p, -EPROTO, "it sent something that is no message of shunt's");
@@ -527,7 +526,7 @@ static void post_puts(struct shunt_transport *t, uint32_t peer)
 {
     struct peer *p = &t->peers[peer];
 
-    while (p->fd >= 0 && p->posted < p->count && p->unanswered < RECEIVES) {
+    while (p->stream.fd >= 0 && p->posted < p->count && p->unanswered < RECEIVES) {
         p->posted++;
         post_put(t, peer, &p->puts[(p->first + p->posted - 1) % SHUNT_TRANSPORT_DEPTH]);
     }
@@ -544,7 +543,7 @@ static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, 
     if (bytes > p->inbox_bytes || off > p->inbox_bytes - bytes ||
         bytes > t->write_max * WRITES_PER_PUT)
         return -EINVAL;
-    if (p->fd < 0)
+    if (p->stream.fd < 0)
         return -EPIPE;
     if (bytes > 64 && !lkey_of(t, src, bytes))
         return -EINVAL;
@@ -567,6 +566,16 @@ static void tell(struct shunt_transport *t, uint32_t peer)
     p->untold -= CREDIT_EVERY;
     if (ibv_post_send(p->qp, &wr, &bad))
         lose(t, p, -errno, "the NIC takes no more writes to it");
+}
+
+static void verbs_release(struct shunt_transport *t, uint32_t peer, uint32_t count)
+{
+    struct peer *p = &t->peers[peer];
+
+    p->arrived -= count;
+    p->untold += count;
+    while (p->untold >= CREDIT_EVERY && p->stream.fd >= 0)
+        tell(t, peer);
 }
 
 /* ---- completions */
@@ -603,7 +612,7 @@ static void take(struct shunt_transport *t, const struct ibv_wc *wc, struct sink
     struct peer *p = &t->peers[peer];
     struct ibv_recv_wr again = {0}, *bad;
 
-    if (peer == t->node_count || p->fd < 0)
+    if (peer == t->node_count || p->stream.fd < 0)
         return;
     if (wc->status != IBV_WC_SUCCESS) {
         lose(t, p, -EIO, cause(wc->status));
@@ -615,8 +624,7 @@ static void take(struct shunt_transport *t, const struct ibv_wc *wc, struct sink
             .event = SHUNT_TRANSPORT_ARRIVED, .peer = peer, .imm = ntohl(wc->imm_data)};
         t->counters.puts_received++;
         t->counters.bytes_received += wc->byte_len;
-        if (++p->untold == CREDIT_EVERY)
-            tell(t, peer);
+        p->arrived++;
         return;
     }
     if (wc->opcode == IBV_WC_RECV) {
@@ -660,7 +668,7 @@ static void look_around(struct shunt_transport *t)
         return;
     t->looked_ns = now;
     for (uint32_t i = 0; i < t->node_count; i++)
-        if (t->peers[i].fd >= 0)
+        if (t->peers[i].stream.fd >= 0)
             look_at_stream(t, &t->peers[i]);
 }
 
@@ -689,7 +697,7 @@ static uint32_t verbs_poll(struct shunt_transport *t, struct shunt_completion *o
     for (uint32_t i = 0; i < t->node_count; i++) {
         struct peer *p = &t->peers[i];
 
-        if (p->fd >= 0)
+        if (p->stream.fd >= 0)
             post_puts(t, i);
         if (p->lost_reason && sink.count < max) {
             sink.out[sink.count++] = (struct shunt_completion){.event = SHUNT_TRANSPORT_LOST,
@@ -726,8 +734,8 @@ static uint32_t verbs_prepare(struct shunt_transport *t, struct pollfd *fds, uin
     fds[n++] = (struct pollfd){.fd = t->channel->fd, .events = POLLIN};
     fds[n++] = (struct pollfd){.fd = t->stash_fd, .events = POLLIN};
     for (uint32_t i = 0; i < t->node_count && n < max; i++)
-        if (t->peers[i].fd >= 0)
-            fds[n++] = (struct pollfd){.fd = t->peers[i].fd, .events = POLLIN};
+        if (t->peers[i].stream.fd >= 0)
+            fds[n++] = (struct pollfd){.fd = t->peers[i].stream.fd, .events = POLLIN};
     return n;
 }
 
@@ -741,6 +749,7 @@ const struct shunt_transport_ops shunt_transport_verbs = {
     .footprint = verbs_footprint,
     .open = verbs_open,
     .put = verbs_put,
+    .release = verbs_release,
     .poll = verbs_poll,
     .prepare = verbs_prepare,
     .counters = verbs_counters,

@@ -8,7 +8,7 @@
 #include "kernels/kernels.h"
 
 void shunt_hello_fill(struct shunt_hello *hello, const struct shunt_rack_config *cfg,
-                      enum shunt_stream stream)
+                      enum shunt_stream_kind stream)
 {
     memset(hello, 0, sizeof(*hello));
     hello->magic = SHUNT_HELLO_MAGIC;

@@ -11,7 +11,7 @@
 #define SHUNT_HELLO_MAGIC    0x4e554853u /* "SHUN" */
 #define SHUNT_HELLO_PROTOCOL 1u
 
-enum shunt_stream { SHUNT_STREAM_CONTROL, SHUNT_STREAM_DATA, SHUNT_STREAMS };
+enum shunt_stream_kind { SHUNT_STREAM_CONTROL, SHUNT_STREAM_DATA, SHUNT_STREAMS };
 
 enum { SHUNT_HELLO_SERVE_ONLY = 1u << 0, SHUNT_HELLO_REFUSED = 1u << 1 };
 
@@ -39,7 +39,7 @@ struct shunt_hello {
 _Static_assert(sizeof(struct shunt_hello) == 256, "the hello is a wire format");
 
 void shunt_hello_fill(struct shunt_hello *hello, const struct shunt_rack_config *cfg,
-                      enum shunt_stream stream);
+                      enum shunt_stream_kind stream);
 
 /* Turns a hello of ours into a refusal that carries the reason. */
 void shunt_hello_refuse(struct shunt_hello *hello, const struct shunt_error *why);

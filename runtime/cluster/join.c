@@ -32,7 +32,7 @@ struct connection {
     int fd;
     bool outgoing;
     uint32_t rank; /* of the peer; incoming: known once its hello is read */
-    enum shunt_stream stream;
+    enum shunt_stream_kind stream;
     int64_t deadline_ns; /* of an incoming one; of WAITING the time to try again */
     struct shunt_hello out, in;
     size_t out_done, in_done;
@@ -191,7 +191,7 @@ static int check_hello(struct joining *j, struct connection *c, struct shunt_err
         return why.code;
     }
     c->rank = c->in.rank;
-    c->stream = (enum shunt_stream)c->in.stream;
+    c->stream = (enum shunt_stream_kind)c->in.stream;
     c->out_done = 0;
     c->state = SENDING;
     return 0;
@@ -489,7 +489,7 @@ static void plan_connections(struct joining *j)
                                                       .fd = -1,
                                                       .outgoing = true,
                                                       .rank = r,
-                                                      .stream = (enum shunt_stream)s};
+                                                      .stream = (enum shunt_stream_kind)s};
     for (; n < j->connection_max; n++)
         j->connections[n].fd = -1;
     j->missing = (j->cfg->node_count - 1) * SHUNT_STREAMS;

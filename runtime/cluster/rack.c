@@ -435,10 +435,10 @@ const struct shunt_rack_node *shunt_rack_nodes(const struct shunt_rack *rack)
     return rack->nodes;
 }
 
-void shunt_rack_take_data_fds(struct shunt_rack *rack, int *fds)
+void shunt_rack_take_streams(struct shunt_rack *rack, struct shunt_stream *streams)
 {
     for (uint32_t r = 0; r < rack->cfg.node_count; r++) {
-        fds[r] = rack->data_fds[r];
+        streams[r] = (struct shunt_stream){.fd = rack->data_fds[r]};
         rack->data_fds[r] = -1;
     }
 }

@@ -72,8 +72,8 @@ int shunt_rack_join(struct shunt_rack **rack, const struct shunt_rack_config *cf
 /* [node_count], this node included. */
 const struct shunt_rack_node *shunt_rack_nodes(const struct shunt_rack *rack);
 
-/* Gives the data streams away: fds[node_count], -1 at this node's rank. */
-void shunt_rack_take_data_fds(struct shunt_rack *rack, int *fds);
+/* Gives the data streams away: streams[node_count], none at this node's rank. */
+void shunt_rack_take_streams(struct shunt_rack *rack, struct shunt_stream *streams);
 
 /* Starts the control thread. */
 int shunt_rack_start(struct shunt_rack *rack, const struct shunt_rack_callbacks *callbacks,

@@ -71,25 +71,18 @@ void shunt_exchange_carve(struct shunt_exchange *x, const struct shunt_exchange_
 }
 
 int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_ops *ops,
-                        const struct shunt_rack_node *nodes, const int *fds,
-                        const struct shunt_memory *memory, uint32_t memory_count,
-                        const struct shunt_patience *patience, struct shunt_error *err)
+                        const struct shunt_rack_node *nodes,
+                        const struct shunt_transport_config *link, struct shunt_error *err)
 {
+    struct shunt_transport_config cfg = *link;
     uint64_t sizes[SHUNT_NODES_MAX];
-    struct shunt_transport_config cfg = {
-        .rank = x->cfg.rank,
-        .node_count = x->cfg.node_count,
-        .peer_fds = fds,
-        .inbox = x->inbox,
-        .inbox_bytes = x->inbox_bytes,
-        .peer_inbox_bytes = sizes,
-        .memory = memory,
-        .memory_count = memory_count,
-        .patience = patience,
-    };
 
     for (uint32_t r = 0; r < x->cfg.node_count; r++)
         sizes[r] = shunt_exchange_inbox_bytes(&x->cfg, r);
+    cfg.rank = x->cfg.rank;
+    cfg.node_count = x->cfg.node_count;
+    cfg.inbox = (struct shunt_region){.base = x->inbox, .bytes = x->inbox_bytes, .fd = -1};
+    cfg.peer_inbox_bytes = sizes;
     x->nodes = nodes;
     x->ops = ops;
     return ops->open(&x->transport, &cfg, err);
@@ -235,6 +228,8 @@ static int take(struct shunt_exchange *x, const struct shunt_completion *c, stru
             x->open_gathers[c->peer][c->imm % 2]--;
         return 0;
     case SHUNT_TRANSPORT_ARRIVED:
+        /* The turns of the exchange guard its areas: it needs no credit of the transport. */
+        x->ops->release(x->transport, c->peer, 1);
         return results ? take_results(x, c, err) : take_gather(x, c, err);
     case SHUNT_TRANSPORT_LOST:
         x->lost[c->peer] = true;

@@ -65,11 +65,12 @@ struct shunt_exchange {
 void shunt_exchange_carve(struct shunt_exchange *x, const struct shunt_exchange_config *cfg,
                           struct shunt_carve *carve);
 
-/* Opens the transport on the carved memory, which lies in `memory`. Takes the descriptors over. */
+/* Opens the transport on the carved memory, which lies in link->memory. Of `link` the caller fills
+ * in what is not the exchange's own: streams, memory, timeouts and options. Takes the streams over.
+ */
 int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_ops *ops,
-                        const struct shunt_rack_node *nodes, const int *fds,
-                        const struct shunt_memory *memory, uint32_t memory_count,
-                        const struct shunt_patience *patience, struct shunt_error *err);
+                        const struct shunt_rack_node *nodes,
+                        const struct shunt_transport_config *link, struct shunt_error *err);
 void shunt_exchange_close(struct shunt_exchange *x);
 
 /* Room for results of this node's own rows, for the addresses that a DISPATCH names. */

@@ -338,8 +338,16 @@ static int open_exchange(struct shunt *e, const struct shunt_patience *patience,
                          struct shunt_error *err)
 {
     /* The block with the buffers: slots and weights are nobody's to send. */
-    const struct shunt_memory memory = {e->work, e->work_bytes};
-    int fds[SHUNT_NODES_MAX];
+    const struct shunt_region memory = {.base = e->work, .bytes = e->work_bytes, .fd = -1};
+    struct shunt_stream streams[SHUNT_NODES_MAX];
+    const struct shunt_transport_config link = {
+        .streams = streams,
+        .memory = &memory,
+        .memory_count = 1,
+        .put_timeout_ns = e->options.cfg.step_timeout_ns,
+        .patience = patience,
+        .notify = {.say = shunt_engine_notice, .ctx = e},
+    };
 
     e->progress = (struct shunt_progress){
         .exchange = &e->exchange,
@@ -351,9 +359,9 @@ static int open_exchange(struct shunt *e, const struct shunt_patience *patience,
     };
     if (e->node_count == 1)
         return 0;
-    shunt_rack_take_data_fds(e->rack, fds);
-    return shunt_exchange_open(&e->exchange, e->options.transport, shunt_rack_nodes(e->rack), fds,
-                               &memory, 1, patience, err);
+    shunt_rack_take_streams(e->rack, streams);
+    return shunt_exchange_open(&e->exchange, e->options.transport, shunt_rack_nodes(e->rack), &link,
+                               err);
 }
 
 static int start_engine(struct shunt *e, struct shunt_error *err)

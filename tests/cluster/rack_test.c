@@ -282,20 +282,20 @@ Test(rack, needs_no_socket_alone, .timeout = 60)
 
 Test(rack, gives_the_data_streams_away, .timeout = 60)
 {
+    struct shunt_stream streams[2][2];
     struct table t;
-    int fds[2][2];
     char byte;
 
     sit_down(&t, 2);
     open_table(&t);
     for (uint32_t r = 0; r < 2; r++)
-        shunt_rack_take_data_fds(t.nodes[r].rack, fds[r]);
-    cr_expect(fds[0][0] == -1 && fds[1][1] == -1);
+        shunt_rack_take_streams(t.nodes[r].rack, streams[r]);
+    cr_expect(streams[0][0].fd == -1 && streams[1][1].fd == -1);
     close_table(&t);
-    cr_expect_eq(send(fds[0][1], "d", 1, 0), 1); /* the rack's end is not theirs */
-    cr_expect(recv(fds[1][0], &byte, 1, MSG_WAITALL) == 1 && byte == 'd');
-    close(fds[0][1]);
-    close(fds[1][0]);
+    cr_expect_eq(shunt_stream_send(&streams[0][1], "d", 1), 1); /* the rack's end is not theirs */
+    cr_expect(recv(streams[1][0].fd, &byte, 1, MSG_WAITALL) == 1 && byte == 'd');
+    shunt_stream_close(&streams[0][1]);
+    shunt_stream_close(&streams[1][0]);
 }
 
 /* ---- ready */

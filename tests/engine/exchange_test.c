@@ -33,18 +33,18 @@ struct party {
 static const struct shunt_wire_shape small = {
     .expert_count = 11, .used_count = 3, .hidden = 16, .layer_count = 2};
 
-static void connect_all(int fds[NODES_MAX][NODES_MAX], uint32_t node_count)
+static void connect_all(struct shunt_stream streams[NODES_MAX][NODES_MAX], uint32_t node_count)
 {
     for (uint32_t a = 0; a < NODES_MAX; a++)
         for (uint32_t b = 0; b < NODES_MAX; b++)
-            fds[a][b] = -1;
+            streams[a][b] = SHUNT_STREAM_NONE;
     for (uint32_t a = 0; a < node_count; a++) {
         for (uint32_t b = a + 1; b < node_count; b++) {
             int pair[2];
 
             cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-            fds[a][b] = pair[0];
-            fds[b][a] = pair[1];
+            streams[a][b].fd = pair[0];
+            streams[b][a].fd = pair[1];
         }
     }
 }
@@ -53,12 +53,12 @@ static void open_party(struct party *p, uint32_t node_count, const struct shunt_
                        const uint32_t *rows_max)
 {
     struct shunt_exchange_config cfg = {.node_count = node_count, .shape = *shape};
-    int fds[NODES_MAX][NODES_MAX];
+    struct shunt_stream streams[NODES_MAX][NODES_MAX];
 
     memset(p, 0, sizeof(*p));
     p->node_count = node_count;
     memcpy(cfg.rows_max, rows_max, node_count * sizeof(*rows_max));
-    connect_all(fds, node_count);
+    connect_all(streams, node_count);
     for (uint32_t n = 0; n < node_count; n++) {
         struct node *node = &p->nodes[n];
         struct shunt_carve carve = {0};
@@ -72,8 +72,9 @@ static void open_party(struct party *p, uint32_t node_count, const struct shunt_
         carve = (struct shunt_carve){.base = node->memory};
         shunt_exchange_carve(&node->x, &cfg, &carve);
         cr_assert_eq(carve.used, node->bytes);
-        cr_assert_eq(shunt_exchange_open(&node->x, &shunt_transport_tcp, p->labels, fds[n], NULL, 0,
-                                         NULL, NULL),
+        cr_assert_eq(shunt_exchange_open(&node->x, &shunt_transport_tcp, p->labels,
+                                         &(struct shunt_transport_config){.streams = streams[n]},
+                                         NULL),
                      0);
     }
 }

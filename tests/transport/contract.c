@@ -43,7 +43,7 @@ static void *take_copy(const void *bytes, uint64_t len)
 struct opening {
     struct mesh *m;
     uint32_t n;
-    const int *fds;
+    const struct shunt_stream *streams;
     const uint64_t *inbox_bytes;
     int rc;
     struct shunt_error err;
@@ -56,7 +56,7 @@ static void open_node(void *arg)
     uint32_t n = o->n;
     const uint64_t *inbox_bytes = o->inbox_bytes;
     struct mesh_node *node = &m->nodes[n];
-    const struct shunt_memory memory = {room, ROOM_BYTES};
+    const struct shunt_region memory = {.base = room, .bytes = ROOM_BYTES, .fd = -1};
     const struct shunt_patience patience = {.deadline_ns =
                                                 shunt_deadline_ns(WAIT_MS * SHUNT_NS_PER_MS)};
 
@@ -66,25 +66,25 @@ static void open_node(void *arg)
     node->inbox = node->room + MESH_GUARD;
     memset(node->room, 0x5a, MESH_GUARD);
     memset(node->inbox + inbox_bytes[n], 0x5a, MESH_GUARD);
-    o->rc = m->backend->ops->open(&node->t,
-                                  &(struct shunt_transport_config){
-                                      .rank = n,
-                                      .node_count = m->node_count,
-                                      .peer_fds = o->fds,
-                                      .inbox = node->inbox,
-                                      .inbox_bytes = inbox_bytes[n],
-                                      .peer_inbox_bytes = inbox_bytes,
-                                      .memory = &memory,
-                                      .memory_count = 1,
-                                      .patience = &patience,
-                                  },
-                                  &o->err);
+    o->rc =
+        m->backend->ops->open(&node->t,
+                              &(struct shunt_transport_config){
+                                  .rank = n,
+                                  .node_count = m->node_count,
+                                  .streams = o->streams,
+                                  .inbox = {.base = node->inbox, .bytes = inbox_bytes[n], .fd = -1},
+                                  .peer_inbox_bytes = inbox_bytes,
+                                  .memory = &memory,
+                                  .memory_count = 1,
+                                  .patience = &patience,
+                              },
+                              &o->err);
 }
 
 void mesh_open(struct mesh *m, const struct transport_backend *backend, uint32_t node_count,
                const uint64_t *inbox_bytes, bool star)
 {
-    static int fds[MESH_NODES_MAX][MESH_NODES_MAX];
+    static struct shunt_stream streams[MESH_NODES_MAX][MESH_NODES_MAX];
     static struct opening openings[MESH_NODES_MAX];
 
     take_room(0); /* it is there */
@@ -93,18 +93,19 @@ void mesh_open(struct mesh *m, const struct transport_backend *backend, uint32_t
     m->node_count = node_count;
     for (uint32_t a = 0; a < node_count; a++)
         for (uint32_t b = 0; b < node_count; b++)
-            fds[a][b] = -1;
+            streams[a][b] = SHUNT_STREAM_NONE;
     for (uint32_t a = 0; a < node_count; a++) {
         for (uint32_t b = a + 1; b < node_count && (a == 0 || !star); b++) {
             int pair[2];
 
             backend->connect(pair);
-            fds[a][b] = pair[0];
-            fds[b][a] = pair[1];
+            streams[a][b].fd = pair[0];
+            streams[b][a].fd = pair[1];
         }
     }
     for (uint32_t n = 0; n < node_count; n++)
-        openings[n] = (struct opening){.m = m, .n = n, .fds = fds[n], .inbox_bytes = inbox_bytes};
+        openings[n] =
+            (struct opening){.m = m, .n = n, .streams = streams[n], .inbox_bytes = inbox_bytes};
     at_once(node_count, open_node, openings, sizeof(openings[0]));
     for (uint32_t n = 0; n < node_count; n++)
         cr_assert_eq(openings[n].rc, 0, "%s", openings[n].err.text);
@@ -154,6 +155,9 @@ static uint32_t poll_node(struct mesh *m, uint32_t n, struct shunt_completion *o
     uint32_t count = m->nodes[n].t ? m->backend->ops->poll(m->nodes[n].t, out, max) : 0;
 
     cr_assert_leq(count, max);
+    for (uint32_t i = 0; i < count; i++)
+        if (out[i].event == SHUNT_TRANSPORT_ARRIVED && !m->keeps)
+            m->backend->ops->release(m->nodes[n].t, out[i].peer, 1);
     return count;
 }
 
@@ -440,6 +444,57 @@ void transport_serves_many_peers(const struct transport_backend *backend)
     cr_expect_eq(seen, UINT64_MAX);
     for (uint32_t n = 1; n < MESH_NODES_MAX; n++)
         expect_arrived(&m, n, 0, n);
+    mesh_close(&m);
+}
+
+/* A ring of as many areas as the window has puts: the sender runs ahead as far as it may, the
+ * receiver releases some now and then, and what it has not released stays as it was put. */
+void transport_overwrites_nothing_without_credit(const struct transport_backend *backend)
+{
+    enum { AREA_BYTES = 96, PUTS = 1000 };
+    const uint64_t inboxes[] = {SHUNT_TRANSPORT_WINDOW * AREA_BYTES, 0};
+    unsigned char *sources = take_room(SHUNT_TRANSPORT_DEPTH * AREA_BYTES);
+    uint32_t posted = 0, sent = 0, arrived = 0, released = 0;
+    uint64_t random = 11;
+    struct mesh m;
+
+    mesh_open(&m, backend, 2, inboxes, false);
+    m.keeps = true;
+    while (released < PUTS) {
+        struct shunt_completion c;
+        bool held = arrived - released == SHUNT_TRANSPORT_WINDOW;
+
+        while (posted < PUTS && posted - sent < SHUNT_TRANSPORT_DEPTH) {
+            unsigned char *source = sources + posted % SHUNT_TRANSPORT_DEPTH * AREA_BYTES;
+
+            memset(source, (int)posted + 1, AREA_BYTES);
+            cr_assert_eq(put(&m, 1, 0, source, AREA_BYTES,
+                             posted % SHUNT_TRANSPORT_WINDOW * AREA_BYTES, posted),
+                         0);
+            posted++;
+        }
+        while (poll_node(&m, 1, &c, 1)) {
+            cr_assert(c.event == SHUNT_TRANSPORT_SENT && c.imm == sent);
+            sent++;
+        }
+        while (poll_node(&m, 0, &c, 1)) {
+            cr_assert(c.event == SHUNT_TRANSPORT_ARRIVED && c.imm == arrived);
+            arrived++;
+        }
+        cr_assert_leq(arrived - released, SHUNT_TRANSPORT_WINDOW);
+        for (uint32_t i = released; i < arrived; i++) {
+            const unsigned char *area = m.nodes[0].inbox + i % SHUNT_TRANSPORT_WINDOW * AREA_BYTES;
+
+            for (uint32_t b = 0; b < AREA_BYTES; b++)
+                cr_assert_eq(area[b], (unsigned char)(i + 1), "put %u of %u released", i, released);
+        }
+        if (held || arrived == PUTS || random_below(&random, 8) == 0) {
+            uint32_t count = random_below(&random, arrived - released + 1);
+
+            backend->ops->release(m.nodes[0].t, 1, count);
+            released += count;
+        }
+    }
     mesh_close(&m);
 }
 

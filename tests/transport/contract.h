@@ -29,6 +29,7 @@ struct mesh_node {
 struct mesh {
     const struct transport_backend *backend;
     uint32_t node_count;
+    bool keeps; /* ARRIVED puts are released by the test, not as soon as they are handed out */
     struct mesh_node nodes[MESH_NODES_MAX];
 };
 
@@ -52,6 +53,7 @@ void transport_counts_puts_until_sent_is_taken(const struct transport_backend *b
 void transport_leaves_the_source_alone_until_sent(const struct transport_backend *backend);
 void transport_moves_both_directions_at_once(const struct transport_backend *backend);
 void transport_serves_many_peers(const struct transport_backend *backend);
+void transport_overwrites_nothing_without_credit(const struct transport_backend *backend);
 void transport_says_once_that_a_peer_is_lost(const struct transport_backend *backend);
 void transport_hands_out_what_came_before_the_loss(const struct transport_backend *backend);
 void transport_behaves_like_its_model(const struct transport_backend *backend);

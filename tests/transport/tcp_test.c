@@ -50,6 +50,7 @@ TCP_KEEPS(counts_puts_until_sent_is_taken)
 TCP_KEEPS(leaves_the_source_alone_until_sent)
 TCP_KEEPS(moves_both_directions_at_once)
 TCP_KEEPS(serves_many_peers)
+TCP_KEEPS(overwrites_nothing_without_credit)
 TCP_KEEPS(says_once_that_a_peer_is_lost)
 TCP_KEEPS(hands_out_what_came_before_the_loss)
 TCP_KEEPS(behaves_like_its_model)
@@ -120,18 +121,21 @@ static void hang_up(struct host *h)
     h->peer = -1;
 }
 
+#define HEADER 32u
+
 /* A message as it travels. */
 static size_t message(unsigned char *out, uint32_t magic, uint32_t imm, uint64_t off,
                       uint64_t bytes)
 {
-    memcpy(out, &magic, 4);
-    memcpy(out + 4, &imm, 4);
-    memcpy(out + 8, &off, 8);
-    memcpy(out + 16, &bytes, 8);
-    return 24;
+    const uint32_t words[] = {magic, 1 /* a put */, imm, 0};
+
+    memcpy(out, words, 16);
+    memcpy(out + 16, &off, 8);
+    memcpy(out + 24, &bytes, 8);
+    return HEADER;
 }
 
-#define MAGIC 0x31504853u
+#define MAGIC 0x32504853u
 
 static void send_all(struct host *h, const void *bytes, size_t len)
 {
@@ -168,13 +172,17 @@ static bool is_zero(const unsigned char *p, size_t len)
 
 Test(tcp, speaks_the_documented_format)
 {
-    unsigned char want[24 + 5], got[24 + 5];
+    unsigned char want[HEADER + 5], got[HEADER + 5];
     struct host h;
 
     open_host(&h);
     message(want, MAGIC, 0xa1b2c3d4, 0x1234, 5);
-    memcpy(want + 24, "hello", 5);
-    cr_expect_eq(memcmp(want, "SHP1\xd4\xc3\xb2\xa1\x34\x12\0\0\0\0\0\0\x05\0\0\0\0\0\0\0", 24), 0);
+    memcpy(want + HEADER, "hello", 5);
+    cr_expect_eq(memcmp(want,
+                        "SHP2\x01\0\0\0\xd4\xc3\xb2\xa1\0\0\0\0"
+                        "\x34\x12\0\0\0\0\0\0\x05\0\0\0\0\0\0\0",
+                        HEADER),
+                 0);
     cr_assert_eq(shunt_transport_tcp.put(h.mesh.nodes[0].t, 1, "hello", 5, 0x1234, 0xa1b2c3d4), 0);
     cr_assert_eq(mesh_next(&h.mesh, 0).event, SHUNT_TRANSPORT_SENT);
     cr_assert_eq(recv(h.peer, got, sizeof(got), MSG_WAITALL), sizeof(got));
@@ -185,7 +193,7 @@ Test(tcp, speaks_the_documented_format)
 /* The bytes of three messages come in pieces of every length. */
 Test(tcp, takes_messages_in_any_pieces, .timeout = 100)
 {
-    unsigned char stream[3 * 24 + 150], payload[150];
+    unsigned char stream[3 * HEADER + 150], payload[150];
     uint64_t seed = 1;
     size_t len = 0;
 
@@ -232,7 +240,7 @@ Test(tcp, gives_up_a_peer_that_writes_beyond_the_inbox)
     };
 
     for (uint32_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        unsigned char bytes[24 + 4096];
+        unsigned char bytes[HEADER + 4096];
         struct host h;
 
         open_host(&h);
@@ -249,7 +257,7 @@ Test(tcp, gives_up_a_peer_that_writes_beyond_the_inbox)
 Test(tcp, gives_up_a_peer_that_talks_garbage, .timeout = 100)
 {
     for (uint64_t seed = 1; seed <= 300; seed++) {
-        unsigned char bytes[24 + 64];
+        unsigned char bytes[HEADER + 64];
         uint64_t random = seed;
         struct host h;
 
@@ -271,7 +279,7 @@ Test(tcp, gives_up_a_peer_that_talks_garbage, .timeout = 100)
 Test(tcp, survives_any_header, .timeout = 100)
 {
     for (uint64_t seed = 1; seed <= 2000; seed++) {
-        unsigned char bytes[24 + 512] = {0};
+        unsigned char bytes[HEADER + 512] = {0};
         uint64_t random = seed;
         struct shunt_completion c;
         struct host h;
@@ -279,7 +287,8 @@ Test(tcp, survives_any_header, .timeout = 100)
         open_host(&h);
         message(bytes, MAGIC, 1, random_below(&random, INBOX), random_below(&random, 512));
         for (uint32_t flips = random_below(&random, 3); flips > 0; flips--)
-            bytes[4 + random_below(&random, 20)] ^= (unsigned char)(1u << random_below(&random, 8));
+            bytes[4 + random_below(&random, HEADER - 4)] ^=
+                (unsigned char)(1u << random_below(&random, 8));
         send_all(&h, bytes, sizeof(bytes));
         hang_up(&h);
         do
@@ -295,7 +304,7 @@ Test(tcp, survives_any_header, .timeout = 100)
 /* At every byte: a whole message is handed out, a part of one never. */
 Test(tcp, loses_a_peer_at_every_byte_of_a_message, .timeout = 100)
 {
-    unsigned char bytes[24 + 200];
+    unsigned char bytes[HEADER + 200];
 
     memset(bytes, 0xcc, sizeof(bytes));
     message(bytes, MAGIC, 5, 100, 200);
@@ -320,12 +329,13 @@ Test(tcp, loses_a_peer_at_every_byte_of_a_message, .timeout = 100)
 /* The same around the sizes where a payload goes past the staging buffer. */
 Test(tcp, loses_a_peer_in_a_large_message, .timeout = 100)
 {
-    static const size_t cuts[] = {24,    25,     65535,  65536,      65537,     65536 + 24,
-                                  70000, 131072, 150000, INBOX + 23, INBOX + 24};
-    unsigned char *bytes = malloc(INBOX + 24);
+    static const size_t cuts[] = {HEADER, HEADER + 1,         65535,         65536,
+                                  65537,  65536 + HEADER,     70000,         131072,
+                                  150000, INBOX + HEADER - 1, INBOX + HEADER};
+    unsigned char *bytes = malloc(INBOX + HEADER);
 
     cr_assert(bytes);
-    memset(bytes, 0xcc, INBOX + 24);
+    memset(bytes, 0xcc, INBOX + HEADER);
     message(bytes, MAGIC, 5, 0, INBOX);
     for (uint32_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
         struct host h;
@@ -333,7 +343,7 @@ Test(tcp, loses_a_peer_in_a_large_message, .timeout = 100)
         open_host(&h);
         send_all(&h, bytes, cuts[i]);
         hang_up(&h);
-        if (cuts[i] == INBOX + 24)
+        if (cuts[i] == INBOX + HEADER)
             cr_assert_eq(mesh_next(&h.mesh, 0).event, SHUNT_TRANSPORT_ARRIVED);
         expect_lost(&h, -ECONNRESET, "closed the connection");
         close_host(&h);
@@ -426,7 +436,7 @@ Test(tcp, sleeps_for_room_only_while_something_waits)
         cr_assert_eq(shunt_transport_tcp.put(h.mesh.nodes[0].t, 1, big, INBOX, 0, i), 0);
     cr_assert_eq(shunt_transport_tcp.prepare(h.mesh.nodes[0].t, &fd, 1), 1);
     cr_expect_eq(fd.events, POLLIN | POLLOUT);
-    for (uint64_t left = SHUNT_TRANSPORT_DEPTH * (INBOX + 24ull); left > 0;) {
+    for (uint64_t left = SHUNT_TRANSPORT_DEPTH * ((uint64_t)INBOX + HEADER); left > 0;) {
         ssize_t n = recv(h.peer, sink, INBOX, MSG_DONTWAIT);
 
         left -= n > 0 ? (uint64_t)n : 0;
