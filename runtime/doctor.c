@@ -9,7 +9,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,8 +17,7 @@
 #include "runtime/store/expert_io.h"
 
 /* Below this a limit on locked memory keeps most arenas from being registered. */
-#define MEMLOCK_ENOUGH   (1ull << 30)
-#define CAP_IPC_LOCK_BIT 14
+#define MEMLOCK_ENOUGH (1ull << 30)
 
 static void found(struct shunt_check *c, enum shunt_check_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -57,40 +55,24 @@ static void check_memory(struct shunt_check *c, const char *path)
           (double)shunt_memory_available() / (1 << 30));
 }
 
-/* What lifts the limit: root has it, but not in a container that took it away. */
-static bool may_lock_anything(void)
-{
-    unsigned long long effective = 0;
-    char line[256];
-    FILE *f = fopen("/proc/self/status", "re");
-
-    while (f && fgets(line, sizeof(line), f))
-        sscanf(line, "CapEff: %llx", &effective);
-    if (f)
-        fclose(f);
-    return effective >> CAP_IPC_LOCK_BIT & 1;
-}
-
 static void check_locked_memory(struct shunt_check *c, const char *path)
 {
-    struct rlimit limit = {0};
+    uint64_t lockable = shunt_memory_lockable();
 
     (void)path;
-    getrlimit(RLIMIT_MEMLOCK, &limit);
-    if (limit.rlim_cur == RLIM_INFINITY || may_lock_anything()) {
-        found(c, SHUNT_CHECK_OK,
-              limit.rlim_cur == RLIM_INFINITY ? "no limit" : "no limit for this process");
+    if (lockable == UINT64_MAX) {
+        found(c, SHUNT_CHECK_OK, "no limit for this process");
         return;
     }
-    if (limit.rlim_cur >= MEMLOCK_ENOUGH) {
+    if (lockable >= MEMLOCK_ENOUGH) {
         found(c, SHUNT_CHECK_OK, "%llu MiB may be locked, by all of this user's processes together",
-              (unsigned long long)(limit.rlim_cur >> 20));
+              (unsigned long long)(lockable >> 20));
         return;
     }
     found(c, SHUNT_CHECK_LIMITED,
           "%llu KiB may be locked, by all of this user's processes together: slots beyond that are "
-          "not registered with io_uring",
-          (unsigned long long)(limit.rlim_cur >> 10));
+          "not registered with io_uring, and RDMA may find too little",
+          (unsigned long long)(lockable >> 10));
     remedy(c, "ulimit -l unlimited (root first: '* - memlock unlimited' in "
               "/etc/security/limits.conf); systemd: LimitMEMLOCK=infinity; docker: --ulimit "
               "memlock=-1");

@@ -100,15 +100,16 @@ static void lose(struct peer *p, int error, const char *reason)
     p->lost_reason = reason;
 }
 
-static void tcp_close(struct shunt_transport *t)
+static bool tcp_close(struct shunt_transport *t)
 {
     if (!t)
-        return;
+        return true;
     for (uint32_t i = 0; t->peers && i < t->node_count; i++)
         shunt_stream_close(&t->peers[i].stream);
     free(t->peers);
     free(t->stages);
     free(t);
+    return true;
 }
 
 static uint64_t tcp_footprint(uint32_t node_count)

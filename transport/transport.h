@@ -112,6 +112,7 @@ struct shunt_transport_counters {
 
 struct shunt_transport_ops {
     const char *name;
+    const char *absent;      /* why this build does not have it; NULL: it has */
     bool needs_shared_inbox; /* of SHUNT_REGION_SHARED */
     /* Bytes, in a rack of so many nodes. */
     uint64_t (*footprint)(uint32_t node_count);
@@ -128,11 +129,12 @@ struct shunt_transport_ops {
      * their number. */
     uint32_t (*prepare)(struct shunt_transport *t, struct pollfd *fds, uint32_t max);
     const struct shunt_transport_counters *(*counters)(const struct shunt_transport *t);
-    /* NULL is allowed. Unsent puts are dropped. */
-    void (*close)(struct shunt_transport *t);
+    /* NULL is allowed. Unsent puts are dropped. Return: false when a device may still read or write
+     * the memory named at open: then nobody may give it back. */
+    bool (*close)(struct shunt_transport *t);
 };
 
 extern const struct shunt_transport_ops shunt_transport_tcp;
-extern const struct shunt_transport_ops shunt_transport_verbs; /* with SHUNT_HAVE_VERBS */
+extern const struct shunt_transport_ops shunt_transport_verbs;
 
 #endif

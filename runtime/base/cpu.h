@@ -23,4 +23,7 @@ uint64_t shunt_memory_available(void);
 /* Resident memory of this process now, huge pages included. */
 uint64_t shunt_memory_resident(void);
 
+/* Bytes that this process and all others of its user together may lock; UINT64_MAX: any. */
+uint64_t shunt_memory_lockable(void);
+
 #endif

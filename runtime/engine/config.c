@@ -89,16 +89,10 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
     static const struct choice transports[] = {
         {"auto", 0},
         {"tcp", 0},
-#ifdef SHUNT_HAVE_VERBS
         {"verbs", 1},
-#endif
     };
-    static const struct shunt_transport_ops *const transport_ops[] = {
-        &shunt_transport_tcp,
-#ifdef SHUNT_HAVE_VERBS
-        &shunt_transport_verbs,
-#endif
-    };
+    static const struct shunt_transport_ops *const transport_ops[] = {&shunt_transport_tcp,
+                                                                      &shunt_transport_verbs};
     static const struct choice placements[] = {{"prism", SHUNT_PLACEMENT_PRISM},
                                                {"spread", SHUNT_PLACEMENT_SPREAD},
                                                {"off", SHUNT_PLACEMENT_OFF}};
@@ -119,6 +113,9 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
     o->io = io_ops[io];
     o->io_mode = (enum shunt_io_mode)mode;
     o->transport = transport_ops[transport];
+    if (o->transport->absent)
+        return shunt_error_set(err, -ENOTSUP, "transport %s: %s", o->transport->name,
+                               o->transport->absent);
     o->placement = (enum shunt_placement_policy)placement;
     o->kernel_levels = shunt_kernels_available();
     if (o->cfg.kernels && !strcmp(o->cfg.kernels, "auto"))

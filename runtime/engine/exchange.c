@@ -88,11 +88,12 @@ int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_o
     return ops->open(&x->transport, &cfg, err);
 }
 
-void shunt_exchange_close(struct shunt_exchange *x)
+bool shunt_exchange_close(struct shunt_exchange *x)
 {
-    if (x->transport)
-        x->ops->close(x->transport);
+    bool gone = !x->transport || x->ops->close(x->transport);
+
     x->transport = NULL;
+    return gone;
 }
 
 unsigned char *shunt_exchange_results_area(const struct shunt_exchange *x)

@@ -71,7 +71,8 @@ void shunt_exchange_carve(struct shunt_exchange *x, const struct shunt_exchange_
 int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_ops *ops,
                         const struct shunt_rack_node *nodes,
                         const struct shunt_transport_config *link, struct shunt_error *err);
-void shunt_exchange_close(struct shunt_exchange *x);
+/* Return: as the transport's close. */
+bool shunt_exchange_close(struct shunt_exchange *x);
 
 /* Room for results of this node's own rows, for the addresses that a DISPATCH names. */
 unsigned char *shunt_exchange_results_area(const struct shunt_exchange *x);

@@ -414,11 +414,14 @@ static int build(struct shunt *e, const struct shunt_patience *patience, struct 
 
 static void destroy(struct shunt *e)
 {
+    bool let_go;
+
     shunt_rack_close(e->rack); /* before what its callbacks touch */
     shunt_planning_close(e->planning);
-    shunt_exchange_close(&e->exchange);
+    let_go = shunt_exchange_close(&e->exchange);
     shunt_pool_close(e->pool);
-    if (shunt_store_close(e->store)) /* else somebody may still write into the arena */
+    let_go &= shunt_store_close(e->store);
+    if (let_go) /* else somebody may still write into the arena */
         shunt_arena_fini(&e->arena);
     if (e->wake_fd >= 0)
         close(e->wake_fd);

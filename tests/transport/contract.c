@@ -98,7 +98,7 @@ void mesh_open(struct mesh *m, const struct transport_backend *backend, uint32_t
         for (uint32_t b = a + 1; b < node_count && (a == 0 || !star); b++) {
             int pair[2];
 
-            backend->connect(pair);
+            backend->connect(a, b, pair);
             streams[a][b].fd = pair[0];
             streams[b][a].fd = pair[1];
         }
@@ -203,8 +203,8 @@ static void expect_sent(struct mesh *m, uint32_t n, uint32_t peer, uint32_t imm)
     struct shunt_completion c = mesh_next(m, n);
 
     cr_assert(c.event == SHUNT_TRANSPORT_SENT && c.peer == peer && c.imm == imm,
-              "event %d peer %u imm %u, SENT of %u to %u was due", c.event, c.peer, c.imm, imm,
-              peer);
+              "event %d peer %u imm %u (%s), SENT of %u to %u was due", c.event, c.peer, c.imm,
+              c.reason ? c.reason : "", imm, peer);
 }
 
 static void expect_arrived(struct mesh *m, uint32_t n, uint32_t peer, uint32_t imm)
@@ -212,8 +212,8 @@ static void expect_arrived(struct mesh *m, uint32_t n, uint32_t peer, uint32_t i
     struct shunt_completion c = mesh_next(m, n);
 
     cr_assert(c.event == SHUNT_TRANSPORT_ARRIVED && c.peer == peer && c.imm == imm,
-              "event %d peer %u imm %u, ARRIVED of %u from %u was due", c.event, c.peer, c.imm, imm,
-              peer);
+              "event %d peer %u imm %u (%s), ARRIVED of %u from %u was due", c.event, c.peer, c.imm,
+              c.reason ? c.reason : "", imm, peer);
 }
 
 static unsigned char *pattern(uint64_t seed, uint64_t bytes)

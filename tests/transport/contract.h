@@ -11,7 +11,8 @@
 
 struct transport_backend {
     const struct shunt_transport_ops *ops;
-    void (*connect)(int fds[2]); /* two ends of a stream that the transport takes */
+    /* The two ends of a stream that the transport takes, of node a and of node b. */
+    void (*connect)(uint32_t a, uint32_t b, int fds[2]);
 };
 
 #define MESH_NODES_MAX SHUNT_NODES_MAX

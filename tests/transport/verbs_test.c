@@ -38,20 +38,20 @@ static void find_addresses(void)
     }
 }
 
-/* From one address to the other, so that the writes cross a wire. */
-static void connect_rdma(int fds[2])
+/* A node has one of the addresses, and its neighbour the other, so that writes cross a wire. */
+static void connect_rdma(uint32_t a, uint32_t b, int fds[2])
 {
     struct sockaddr_in to;
     socklen_t len = sizeof(to);
     int listener;
 
     find_addresses();
-    to = addresses[0];
+    to = addresses[a % 2];
     listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     cr_assert(bind(listener, (struct sockaddr *)&to, len) == 0 && listen(listener, 1) == 0);
     cr_assert_eq(getsockname(listener, (struct sockaddr *)&to, &len), 0);
     fds[1] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    cr_assert_eq(bind(fds[1], (struct sockaddr *)&addresses[1], sizeof(addresses[1])), 0);
+    cr_assert_eq(bind(fds[1], (struct sockaddr *)&addresses[b % 2], sizeof(addresses[0])), 0);
     cr_assert_eq(connect(fds[1], (struct sockaddr *)&to, len), 0);
     fds[0] = accept(listener, NULL, NULL);
     cr_assert_geq(fds[0], 0);

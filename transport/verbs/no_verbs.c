@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * In place of the verbs transport where the build has no RDMA libraries: says so.
+ */
+#include <errno.h>
+
+#include "transport/transport.h"
+
+static uint64_t no_footprint(uint32_t node_count)
+{
+    (void)node_count;
+    return 0;
+}
+
+static int no_open(struct shunt_transport **t, const struct shunt_transport_config *cfg,
+                   struct shunt_error *err)
+{
+    (void)t;
+    for (uint32_t i = 0; i < cfg->node_count; i++)
+        shunt_stream_close(&(struct shunt_stream){cfg->streams[i].fd, cfg->streams[i].tls});
+    return shunt_error_set(err, -ENOTSUP, "verbs: %s", shunt_transport_verbs.absent);
+}
+
+const struct shunt_transport_ops shunt_transport_verbs = {
+    .name = "verbs",
+    .absent = "this build has no RDMA; install libibverbs-dev and librdmacm-dev and build again",
+    .footprint = no_footprint,
+    .open = no_open,
+};
