@@ -15,9 +15,12 @@
 #include "kernels/kernels.h"
 #include "runtime/base/cpu.h"
 #include "runtime/store/expert_io.h"
+#include "transport/verbs/describe.h"
 
 /* Below this a limit on locked memory keeps most arenas from being registered. */
 #define MEMLOCK_ENOUGH (1ull << 30)
+
+#define PORTS_MAX 16
 
 static void found(struct shunt_check *c, enum shunt_check_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -176,46 +179,86 @@ static void check_direct(struct shunt_check *c, const char *path)
     shunt_file_close(&file);
 }
 
-/* ---- devices of later versions: what is there, and that this version does not use it */
+/* ---- devices */
 
-static uint32_t list_folder(const char *folder, const char *prefix, char *names, size_t bytes)
+/* The port that says most: a usable one, of a NIC rather than of software. */
+static const struct verbs_port *best_port(const struct verbs_port *ports, int count)
 {
-    DIR *dir = opendir(folder);
+    const struct verbs_port *best = &ports[0];
+
+    for (int i = 1; i < count; i++)
+        if (ports[i].usable > best->usable ||
+            (ports[i].usable == best->usable && ports[i].software < best->software))
+            best = &ports[i];
+    return best;
+}
+
+static void check_verbs(struct shunt_check *c, const char *path)
+{
+    struct verbs_port ports[PORTS_MAX];
+    const struct verbs_port *best;
+    int count = verbs_list_ports(ports, PORTS_MAX);
+
+    (void)path;
+    if (count < 0) {
+        found(c, SHUNT_CHECK_MISSING, "this build has no RDMA; rows travel by TCP");
+        remedy(c, "install libibverbs-dev and librdmacm-dev, and build again");
+        return;
+    }
+    if (count == 0) {
+        found(c, SHUNT_CHECK_MISSING, "no RDMA device; rows travel by TCP");
+        remedy(c, "a RoCE NIC with its driver (apt install rdma-core); to try without one: "
+                  "sudo modprobe rdma_rxe && sudo rdma link add rxe0 type rxe netdev eth0");
+        return;
+    }
+    best = best_port(ports, count < PORTS_MAX ? count : PORTS_MAX);
+    found(c, best->usable && !best->software ? SHUNT_CHECK_OK : SHUNT_CHECK_LIMITED,
+          "%d port%s; %s port %u: %s, RoCE v2 address %s, MTU %u%s", count, count == 1 ? "" : "s",
+          best->device, best->port, best->state, best->address[0] ? best->address : "none",
+          best->mtu, best->software ? ", software RDMA (for trying, not for speed)" : "");
+    if (!best->usable)
+        remedy(c, "put the cable in, give the port's network interface an IP address and bring it "
+                  "up: ip link; ip address");
+}
+
+/* How rows would get from a GPU's memory to the NIC. */
+static void check_gpu_direct(struct shunt_check *c, const char *path)
+{
+    struct verbs_port ports[PORTS_MAX];
+    int count = verbs_list_ports(ports, PORTS_MAX);
+    const struct verbs_port *best =
+        count > 0 ? best_port(ports, count < PORTS_MAX ? count : PORTS_MAX) : NULL;
+
+    (void)path;
+    if (best && best->dmabuf) {
+        found(c, SHUNT_CHECK_OK, "%s registers GPU memory by DMA-BUF", best->device);
+        return;
+    }
+    if (best && access("/sys/module/nvidia_peermem", F_OK) == 0) {
+        found(c, SHUNT_CHECK_OK, "%s registers GPU memory by nvidia-peermem", best->device);
+        return;
+    }
+    found(c, SHUNT_CHECK_LIMITED, "%s: rows of a GPU go through pinned host memory",
+          best ? "neither DMA-BUF nor nvidia-peermem" : "no RDMA device");
+}
+
+static uint32_t count_gpus(void)
+{
+    DIR *dir = opendir("/proc/driver/nvidia/gpus");
     struct dirent *entry;
     uint32_t count = 0;
 
-    names[0] = '\0';
-    while (dir && (entry = readdir(dir))) {
-        size_t len = strlen(names);
-
-        if (entry->d_name[0] == '.' || strncmp(entry->d_name, prefix, strlen(prefix)))
-            continue;
-        snprintf(names + len, bytes - len, "%s%s", count ? " " : "", entry->d_name);
-        count++;
-    }
+    while (dir && (entry = readdir(dir)))
+        count += entry->d_name[0] != '.';
     if (dir)
         closedir(dir);
     return count;
 }
 
-static void check_verbs(struct shunt_check *c, const char *path)
-{
-    char names[128];
-    uint32_t count = list_folder("/sys/class/infiniband", "", names, sizeof(names));
-
-    (void)path;
-    found(c, SHUNT_CHECK_MISSING, "this version has no RDMA transport; devices here: %s",
-          count ? names : "none");
-}
-
 static void check_cuda(struct shunt_check *c, const char *path)
 {
-    char names[128];
-    uint32_t count = list_folder("/proc/driver/nvidia/gpus", "", names, sizeof(names));
-
     (void)path;
-    found(c, SHUNT_CHECK_MISSING, "this version has no CUDA kernels; GPUs here: %s",
-          count ? names : "none");
+    found(c, SHUNT_CHECK_MISSING, "this version has no CUDA kernels; GPUs here: %u", count_gpus());
 }
 
 static const struct {
@@ -229,6 +272,7 @@ static const struct {
     {"locked memory", check_locked_memory},
     {"huge pages", check_huge_pages},
     {"verbs", check_verbs},
+    {"GPU memory", check_gpu_direct},
     {"CUDA", check_cuda},
 };
 

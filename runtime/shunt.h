@@ -160,6 +160,20 @@ SHUNT_API int64_t shunt_detokenize(const shunt_model *model, int32_t id, bool sp
 /* ------------------------------------------------------------------------------------------------
  * configuration */
 
+/* RDMA links. Where a member is 0 or NULL the library or the device chooses. */
+struct shunt_link_options {
+    const char *device;   /* "mlx5_0", or one per rail: "mlx5_0:1,mlx5_1:1", at most 4, as many on
+                             every node; NULL: the one that leads to the peers' addresses */
+    uint32_t port;        /* of devices named without one; from 1 on */
+    uint32_t gid_index;   /* 1 + index of a RoCE v2 GID */
+    uint32_t mtu;         /* bytes of a packet: 256, 512, 1024, 2048 or 4096 */
+    uint32_t tclass;      /* 1 + traffic class, in [0, 255] */
+    uint32_t sl;          /* 1 + service level, in [0, 7] */
+    uint32_t qp_timeout;  /* an acknowledgement is awaited for 4.096 us * 2^qp_timeout, in [1, 31];
+                             0: so long that all retries together outlast dead_after_ns */
+    uint32_t retry_count; /* 1 + retries, in [0, 7] */
+};
+
 struct shunt_config {
     size_t size; /* sizeof(struct shunt_config) */
 
@@ -172,8 +186,10 @@ struct shunt_config {
     bool
         allow_remote; /* talk to addresses other than loopback: connections are NOT authenticated */
     bool serve_only;  /* this node submits nothing and leaves when all nodes that do have left */
-    const char *transport; /* "auto" or "tcp" */
-    int cancel_fd;         /* shunt_open gives up (-ECANCELED) when this becomes readable; or -1 */
+    const char *transport; /* "auto", "tcp", "verbs" (RDMA) */
+    struct shunt_link_options link;
+    int64_t busy_poll_ns; /* a wait for a peer polls so long before it sleeps. Default 20 us */
+    int cancel_fd;        /* shunt_open gives up (-ECANCELED) when this becomes readable; or -1 */
     int64_t join_timeout_ns; /* for all nodes to be there and, each, to have loaded its weights.
                                 Default 60 s, 30 min */
     int64_t ready_timeout_ns;
@@ -249,9 +265,9 @@ SHUNT_API void shunt_leave(shunt *engine);
 
 /* Cancels what still runs, leaves the rack and frees the engine; NULL is allowed. Waits until every
  * node that submits has left as well, but no longer than `timeout_ns` (negative: no limit); then it
- * leaves without them. A drive that does not answer is given 5 s more, after which the memory it may
- * still write into stays mapped. Return: 0; -ETIMEDOUT when it left early; the code of the failure
- * that had ended the rack. The engine is freed in each case. */
+ * leaves without them. A drive that does not answer is given 5 s more, after which the memory it
+ * may still write into stays mapped. Return: 0; -ETIMEDOUT when it left early; the code of the
+ * failure that had ended the rack. The engine is freed in each case. */
 SHUNT_API int shunt_close(shunt *engine, int64_t timeout_ns);
 
 struct shunt_request {

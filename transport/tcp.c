@@ -335,7 +335,6 @@ static bool consume_stage(struct shunt_transport *t, uint32_t peer, struct sink 
             .imm = p->incoming.imm,
         };
         t->counters.puts_received++;
-        t->counters.bytes_received += p->incoming.bytes;
         p->arrived++;
         p->in_payload = false;
     }
@@ -385,6 +384,24 @@ static void check_deadline(struct peer *p)
         lose(p, -ETIMEDOUT, "it has not taken a message in the time given");
 }
 
+/* What has been sent is said before what has come: the peer may have gone right after it took it.
+ */
+static void move(struct shunt_transport *t, uint32_t peer, struct sink *sink)
+{
+    struct peer *p = &t->peers[peer];
+    uint32_t under_way;
+
+    if (is_there(p))
+        finish_puts(t, peer, sink);
+    under_way = p->under_way;
+    if (is_there(p))
+        receive(t, peer, sink);
+    if (is_there(p) && p->under_way < under_way) /* credit has come */
+        finish_puts(t, peer, sink);
+    if (p->count > 0)
+        check_deadline(p);
+}
+
 static uint32_t tcp_poll(struct shunt_transport *t, struct shunt_completion *out, uint32_t max)
 {
     struct sink sink = {.out = out, .max = max};
@@ -393,12 +410,7 @@ static uint32_t tcp_poll(struct shunt_transport *t, struct shunt_completion *out
         uint32_t peer = (t->turn + i) % t->node_count;
         struct peer *p = &t->peers[peer];
 
-        if (is_there(p))
-            receive(t, peer, &sink);
-        if (is_there(p))
-            finish_puts(t, peer, &sink);
-        if (p->count > 0)
-            check_deadline(p);
+        move(t, peer, &sink);
         if (p->lost_reason && sink.count < sink.max) {
             sink.out[sink.count++] = (struct shunt_completion){
                 .event = SHUNT_TRANSPORT_LOST,

@@ -61,19 +61,6 @@ struct shunt_region {
     uint64_t fd_offset;
 };
 
-/* How a link is set up; where a member has its zero value, the backend chooses. */
-struct shunt_link_options {
-    const char *device;    /* RDMA devices, "mlx5_0" or "mlx5_0:1,mlx5_1:1": one rail each */
-    uint32_t port;         /* of devices named without one */
-    uint32_t gid_index;    /* 1 + index */
-    uint32_t mtu;          /* bytes: 256 to 4096 */
-    uint32_t tclass;       /* 1 + traffic class */
-    uint32_t sl;           /* service level */
-    uint32_t qp_timeout;   /* exponent of 4.096 us, as in ibv_modify_qp */
-    uint32_t retry_count;  /* 1 + retries */
-    int64_t dead_after_ns; /* retries go on for at least this long */
-};
-
 struct shunt_transport_config {
     uint32_t rank;
     uint32_t node_count;
@@ -84,7 +71,8 @@ struct shunt_transport_config {
     const struct shunt_region *memory;  /* what puts read from */
     uint32_t memory_count;
     int64_t put_timeout_ns;                /* 0: none */
-    const struct shunt_link_options *link; /* or NULL */
+    const struct shunt_link_options *link; /* or NULL: all defaults */
+    int64_t dead_after_ns; /* a silence that is to be survived; 0: the default of --dead-after */
     const struct shunt_patience *patience; /* for what open has to say to the peers */
     struct shunt_notify notify;            /* of a slower path that was taken */
 };
@@ -105,9 +93,9 @@ struct shunt_completion {
 
 struct shunt_transport_counters {
     uint64_t puts_sent, puts_received;
-    uint64_t bytes_sent, bytes_received; /* payload */
-    uint64_t writes;                     /* work requests or the like that puts took */
-    uint64_t signalled;                  /* completions that they asked for */
+    uint64_t bytes_sent; /* payload; how much was received, a NIC does not say */
+    uint64_t writes;     /* work requests or the like that puts took */
+    uint64_t signalled;  /* completions that they asked for */
 };
 
 struct shunt_transport_ops {

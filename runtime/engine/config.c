@@ -20,6 +20,10 @@
 #define THREAD_BYTES  (160u << 10)
 #define PROCESS_BYTES (2u << 20)
 
+/* Longer than a message within the machine takes, shorter than the sleep and wake-up it saves are
+ * worth to others on the same processor. */
+#define BUSY_POLL_DEFAULT_NS (20 * SHUNT_NS_PER_US)
+
 #define KV_BYTES_MAX (1ull << 60)
 
 /* Of what is free, where no limit is given: the rest is for everybody else. */
@@ -43,6 +47,7 @@ void shunt_config_init(struct shunt_config *cfg)
         .ready_timeout_ns = 1800 * SHUNT_NS_PER_S,
         .step_timeout_ns = 120 * SHUNT_NS_PER_S,
         .dead_after_ns = 5 * SHUNT_NS_PER_S,
+        .busy_poll_ns = BUSY_POLL_DEFAULT_NS,
         .context = CONTEXT_DEFAULT,
         .sequences_max = SEQUENCES_DEFAULT,
         .kernels = "auto",
@@ -142,6 +147,24 @@ static int check_range(const char *option, int64_t value, int64_t min, int64_t m
                            option, value, min, max);
 }
 
+static int check_link(const struct shunt_link_options *l, struct shunt_error *err)
+{
+    int rc = check_range("port of the RDMA device", l->port, 0, 255, err);
+
+    if (!rc)
+        rc = check_range("GID index", (int64_t)l->gid_index - 1, -1, 65535, err);
+    if (!rc && l->mtu && (l->mtu < 256 || l->mtu > 4096 || l->mtu & (l->mtu - 1)))
+        rc = shunt_error_set(err, -EINVAL, "MTU: %u is none of 256, 512, 1024, 2048 and 4096",
+                             l->mtu);
+    if (!rc)
+        rc = check_range("traffic class", (int64_t)l->tclass - 1, -1, 255, err);
+    if (!rc)
+        rc = check_range("service level", (int64_t)l->sl - 1, -1, 7, err);
+    if (!rc)
+        rc = check_range("queue pair timeout", l->qp_timeout, 0, 31, err);
+    return rc ? rc : check_range("retries", (int64_t)l->retry_count - 1, -1, 7, err);
+}
+
 static int check_numbers(const struct shunt_options *o, const struct shunt_model *model,
                          struct shunt_error *err)
 {
@@ -171,6 +194,10 @@ static int check_numbers(const struct shunt_options *o, const struct shunt_model
                              c->slot_count, SHUNT_SLOTS_MIN, experts);
     if (!rc && c->slot_count && c->slot_percent)
         rc = shunt_error_set(err, -EINVAL, "slots are given as a count and in percent; which?");
+    if (!rc)
+        rc = check_range("busy poll in ns", c->busy_poll_ns, 0, 10 * SHUNT_NS_PER_S, err);
+    if (!rc)
+        rc = check_link(&c->link, err);
     if (!rc && c->node_count > 1 && !c->rack)
         rc = shunt_error_set(err, -EINVAL, "a rack of %u nodes needs the address of each",
                              c->node_count);

@@ -3,7 +3,10 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <string.h>
+
+#include "runtime/base/bytes.h"
 
 /* The immediate: kind in the high bits, the tick's low bits below. The header repeats them in full.
  */
@@ -77,6 +80,10 @@ int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_o
     struct shunt_transport_config cfg = *link;
     uint64_t sizes[SHUNT_NODES_MAX];
 
+    if (x->gather_out_bytes > UINT32_MAX || x->results_bytes > UINT32_MAX)
+        return shunt_error_set(err, -EINVAL,
+                               "a message between two nodes would have more than 4 GiB; lower "
+                               "--chunk");
     for (uint32_t r = 0; r < x->cfg.node_count; r++)
         sizes[r] = shunt_exchange_inbox_bytes(&x->cfg, r);
     cfg.rank = x->cfg.rank;
@@ -138,13 +145,23 @@ void *shunt_exchange_results_buffer(const struct shunt_exchange *x, uint32_t pee
     return x->open_results[peer] > 0 ? NULL : x->results_out[peer];
 }
 
+/* A NIC does not tell the receiver how much it wrote: the message does. */
+static void stamp(unsigned char *message, uint64_t bytes)
+{
+    const uint32_t value = (uint32_t)bytes;
+
+    memcpy(message + offsetof(struct shunt_wire_header, bytes), &value, sizeof(value));
+}
+
 int shunt_exchange_put_gather(struct shunt_exchange *x, uint32_t peer, enum shunt_wire_kind kind,
                               uint64_t bytes)
 {
-    int rc = x->ops->put(x->transport, peer,
-                         x->gather_out[peer] + x->tick % 2 * x->gather_out_bytes, bytes,
-                         gather_off(&x->cfg, peer, x->cfg.rank, x->tick), make_imm(kind, x->tick));
+    unsigned char *message = x->gather_out[peer] + x->tick % 2 * x->gather_out_bytes;
+    int rc;
 
+    stamp(message, bytes);
+    rc = x->ops->put(x->transport, peer, message, bytes,
+                     gather_off(&x->cfg, peer, x->cfg.rank, x->tick), make_imm(kind, x->tick));
     if (rc == 0)
         x->open_gathers[peer][x->tick % 2]++;
     return rc;
@@ -153,9 +170,11 @@ int shunt_exchange_put_gather(struct shunt_exchange *x, uint32_t peer, enum shun
 int shunt_exchange_put_results(struct shunt_exchange *x, uint32_t peer, uint64_t off,
                                uint64_t bytes)
 {
-    int rc = x->ops->put(x->transport, peer, x->results_out[peer], bytes, off,
-                         make_imm(SHUNT_WIRE_RESULTS, x->tick));
+    int rc;
 
+    stamp(x->results_out[peer], bytes);
+    rc = x->ops->put(x->transport, peer, x->results_out[peer], bytes, off,
+                     make_imm(SHUNT_WIRE_RESULTS, x->tick));
     if (rc == 0)
         x->open_results[peer]++;
     return rc;
@@ -197,6 +216,9 @@ static int take_gather(struct shunt_exchange *x, const struct shunt_completion *
         if (a->there && a->tick == tick)
             break;
         *a = (struct shunt_arrival){.tick = tick, .there = true};
+        x->bytes_received +=
+            shunt_load_u32(x->inbox + gather_off(&x->cfg, x->cfg.rank, c->peer, tick) +
+                           offsetof(struct shunt_wire_header, bytes));
         return 0;
     }
     return shunt_error_set(err, -EPROTO,

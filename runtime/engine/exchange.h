@@ -56,6 +56,7 @@ struct shunt_exchange {
     struct shunt_arrival results[SHUNT_NODES_MAX];
     uint32_t open_gathers[SHUNT_NODES_MAX][2]; /* puts not yet SENT, by area */
     uint32_t open_results[SHUNT_NODES_MAX];
+    uint64_t bytes_received; /* of gathers that came and results that were read */
     bool lost[SHUNT_NODES_MAX];
     const char *lost_reason[SHUNT_NODES_MAX];
     int lost_error[SHUNT_NODES_MAX];

@@ -349,6 +349,7 @@ int shunt_moe_collect_results(struct shunt_moe *m, struct shunt_error *err)
         m->counters.calls_read += header.waited_count;
         m->counters.calls_peer += header.entry_count - header.waited_count;
         m->counters.rows_received += header.entry_count;
+        x->bytes_received += header.bytes;
     }
     if (!rc)
         shunt_exchange_next(x);

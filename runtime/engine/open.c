@@ -345,6 +345,8 @@ static int open_exchange(struct shunt *e, const struct shunt_patience *patience,
         .memory = &memory,
         .memory_count = 1,
         .put_timeout_ns = e->options.cfg.step_timeout_ns,
+        .link = &e->options.cfg.link,
+        .dead_after_ns = e->options.cfg.dead_after_ns,
         .patience = patience,
         .notify = {.say = shunt_engine_notice, .ctx = e},
     };
@@ -355,6 +357,7 @@ static int open_exchange(struct shunt *e, const struct shunt_patience *patience,
         .abort_fd = e->abort_fd,
         .abort = &e->abort,
         .step_timeout_ns = e->options.cfg.step_timeout_ns,
+        .busy_poll_ns = e->options.cfg.busy_poll_ns,
         .lost_peer = SHUNT_NODES_MAX,
     };
     if (e->node_count == 1)

@@ -8,10 +8,6 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/futex.h"
 
-/* Longer than a message within the machine takes, shorter than the sleep and wake-up it saves are
- * worth to others on the same processor. */
-#define SPIN_NS (20 * SHUNT_NS_PER_US)
-
 /* Tasks may be shorter than the system call for each peer that looking at it costs. */
 #define HOOK_NS (30 * SHUNT_NS_PER_US)
 
@@ -117,7 +113,7 @@ int shunt_progress_wait(struct shunt_progress *p, shunt_wait_fn *fn, void *ctx, 
             return peer_lost(p, awaited, err);
         if (now - begin >= p->step_timeout_ns)
             return too_late(p, awaited, what, err);
-        if (now - begin >= SPIN_NS)
+        if (now - begin >= p->busy_poll_ns)
             shunt_progress_sleep(p, -1, SLEEP_MAX_NS);
         else
             shunt_spin_pause();

@@ -19,6 +19,7 @@ struct shunt_progress {
     int abort_fd; /* readable once the engine must stop */
     _Atomic int *abort;
     int64_t step_timeout_ns;
+    int64_t busy_poll_ns;               /* a wait polls so long before it sleeps */
     int64_t wait_read_ns, wait_peer_ns; /* slept or polled, in total */
     uint32_t lost_peer;                 /* whose loss ended a wait; SHUNT_NODES_MAX: nobody's */
     int64_t hook_ns;                    /* when a poll between tiles was last made */

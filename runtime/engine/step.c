@@ -76,7 +76,7 @@ static void fill_stats(const struct shunt *e, struct shunt_stats *s)
         const struct shunt_transport_counters *t = e->exchange.ops->counters(e->exchange.transport);
 
         s->bytes_sent = t->bytes_sent;
-        s->bytes_received = t->bytes_received;
+        s->bytes_received = e->exchange.bytes_received;
     }
 }
 

@@ -52,8 +52,8 @@ struct shunt_wire_header {
     uint32_t entry_count;  /* (row, expert) pairs */
     uint32_t group_count;  /* experts */
     uint32_t waited_count; /* RESULTS: entries whose expert had to be read first */
-    uint32_t reserved2;
-    uint64_t result_off; /* DISPATCH: where in the sender's inbox its results belong */
+    uint32_t bytes;        /* of the whole message, filled in when it is put */
+    uint64_t result_off;   /* DISPATCH: where in the sender's inbox its results belong */
 };
 _Static_assert(sizeof(struct shunt_wire_header) == 64, "the header is a wire format");
 

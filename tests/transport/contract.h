@@ -13,6 +13,8 @@ struct transport_backend {
     const struct shunt_transport_ops *ops;
     /* The two ends of a stream that the transport takes, of node a and of node b. */
     void (*connect)(uint32_t a, uint32_t b, int fds[2]);
+    /* Options of a node's links; or NULL. */
+    const struct shunt_link_options *(*link)(uint32_t node);
 };
 
 #define MESH_NODES_MAX SHUNT_NODES_MAX

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * RDMA: the contract that every transport keeps, between two addresses of this machine that belong
- * to RDMA devices: SHUNT_TEST_RDMA, "10.77.0.1 10.77.0.2" where it is not set (tests/lab). Skipped
- * where there is no device.
+ * to RDMA devices: SHUNT_TEST_RDMA, "10.77.0.1 10.77.0.2" where it is not set (tests/lab); over the
+ * devices of SHUNT_TEST_RDMA_DEVICES where that is set. Skipped where there is no device.
  */
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
@@ -58,8 +58,22 @@ static void connect_rdma(uint32_t a, uint32_t b, int fds[2])
     close(listener);
 }
 
-static const struct transport_backend verbs = {.ops = &shunt_transport_verbs,
-                                               .connect = connect_rdma};
+/* "rxe0,rxe2 rxe1,rxe3": two rails for nodes at the first address and for those at the second. */
+static const struct shunt_link_options *name_devices(uint32_t node)
+{
+    static struct shunt_link_options links[2];
+    static char names[2][64];
+    const char *text = getenv("SHUNT_TEST_RDMA_DEVICES");
+
+    if (!text)
+        return NULL;
+    cr_assert_eq(sscanf(text, "%63s %63s", names[0], names[1]), 2);
+    links[node % 2].device = names[node % 2];
+    return &links[node % 2];
+}
+
+static const struct transport_backend verbs = {
+    .ops = &shunt_transport_verbs, .connect = connect_rdma, .link = name_devices};
 
 #define VERBS_KEEPS(check)                                                                         \
     Test(verbs, check, .timeout = 250)                                                             \

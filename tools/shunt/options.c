@@ -28,6 +28,17 @@ const struct option_help engine_options_help[] = {
     {"--placement", 0, "prism|spread|off", "which experts stay where (default prism)"},
     {"--plan-interval", 0, "S", "seconds between two placements (default 10)"},
     {"--transport", 0, "auto|tcp|verbs", "how rows travel between nodes"},
+    {"--ib-dev", 0, "DEV[:PORT],...",
+     "RDMA devices, one per rail (default: by the peers' addresses)"},
+    {"--ib-port", 0, "N", "port of devices named without one (default 1)"},
+    {"--gid-index", 0, "N", "a RoCE v2 GID of the port (default: that of the address)"},
+    {"--mtu", 0, "BYTES", "256, 512, 1024, 2048 or 4096 (default: the port's)"},
+    {"--tclass", 0, "N", "traffic class of RDMA packets, from 0 to 255"},
+    {"--sl", 0, "N", "service level, from 0 to 7"},
+    {"--qp-timeout", 0, "N", "retry after 4.096 us * 2^N (default: retries outlast --dead-after)"},
+    {"--retry-count", 0, "N", "retries of RDMA, from 0 to 7 (default 7)"},
+    {"--busy-poll", 0, "US",
+     "microseconds of polling before a wait for a peer sleeps (default 20)"},
     {"--io", 0, "auto|uring|pread", "how experts are read"},
     {"--io-mode", 0, "auto|direct|buffered", "past the page cache, or through it"},
     {"--join-timeout", 0, "S", "wait so long for the other nodes (default 60)"},
@@ -190,13 +201,24 @@ struct number_option {
     const char *name;
     size_t offset;
     uint64_t min, max;
+    uint32_t bias;        /* the member holds the value plus this, so that 0 is none */
+    const char *variable; /* NCCL's name for it, which gives the default; or NULL */
 };
 
+#define LINK(member) offsetof(struct shunt_config, link.member)
+
 static const struct number_option numbers[] = {
-    {"--ctx", offsetof(struct shunt_config, context), 1, UINT32_MAX},
-    {"--chunk", offsetof(struct shunt_config, chunk), 0, 4096},
-    {"--threads", offsetof(struct shunt_config, threads), 0, 256},
-    {"--rank", offsetof(struct shunt_config, rank), 0, NODES_MAX - 1},
+    {"--ctx", offsetof(struct shunt_config, context), 1, UINT32_MAX, 0, NULL},
+    {"--chunk", offsetof(struct shunt_config, chunk), 0, 4096, 0, NULL},
+    {"--threads", offsetof(struct shunt_config, threads), 0, 256, 0, NULL},
+    {"--rank", offsetof(struct shunt_config, rank), 0, NODES_MAX - 1, 0, NULL},
+    {"--ib-port", LINK(port), 1, 255, 0, NULL},
+    {"--gid-index", LINK(gid_index), 0, 65535, 1, "NCCL_IB_GID_INDEX"},
+    {"--mtu", LINK(mtu), 256, 4096, 0, NULL},
+    {"--tclass", LINK(tclass), 0, 255, 1, "NCCL_IB_TC"},
+    {"--sl", LINK(sl), 0, 7, 1, "NCCL_IB_SL"},
+    {"--qp-timeout", LINK(qp_timeout), 1, 31, 0, "NCCL_IB_TIMEOUT"},
+    {"--retry-count", LINK(retry_count), 0, 7, 1, "NCCL_IB_RETRY_CNT"},
 };
 
 struct seconds_option {
@@ -236,8 +258,41 @@ static int number_option(char *cfg, const char *command, const struct number_opt
 
     if (take_count(command, option->name, value, option->min, option->max, &number))
         return -1;
+    number += option->bias;
     memcpy(cfg + option->offset, &(uint32_t){(uint32_t)number}, sizeof(uint32_t));
     return 1;
+}
+
+/* NCCL's list of devices: "mlx5_0:1,mlx5_1", "=mlx5_0"; "^..." says which not to use, and then the
+ * choice stays with the library. */
+static const char *device_from_environment(void)
+{
+    const char *list = getenv("NCCL_IB_HCA");
+
+    if (!list || list[0] == '\0' || list[0] == '^')
+        return NULL;
+    return list + (list[0] == '=');
+}
+
+/* What people have set for NCCL on the same rack stands in for options that are not given. Only the
+ * command looks there. */
+static int take_environment(struct shunt_config *cfg, const char *command)
+{
+    if (!cfg->link.device)
+        cfg->link.device = device_from_environment();
+    for (size_t i = 0; i < COUNT(numbers); i++) {
+        struct number_option named = numbers[i];
+        const char *value = named.variable ? getenv(named.variable) : NULL;
+        uint32_t given;
+
+        memcpy(&given, (char *)cfg + named.offset, sizeof(given));
+        if (given || !value || !*value)
+            continue;
+        named.name = named.variable;
+        if (number_option((char *)cfg, command, &named, value) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 static int seconds_option(char *cfg, const char *command, const struct seconds_option *option,
@@ -308,6 +363,16 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
 
     if (!strcmp(name, "--rank"))
         o->has_rank = true;
+    if (!strcmp(name, "--ib-dev")) {
+        o->cfg.link.device = value;
+        return 1;
+    }
+    if (!strcmp(name, "--busy-poll")) {
+        if (take_count(command, name, value, 0, 10000000, &number))
+            return -1;
+        o->cfg.busy_poll_ns = (int64_t)number * 1000;
+        return 1;
+    }
     if (!strcmp(name, "--model")) {
         o->model = value;
         return 1;
@@ -350,6 +415,8 @@ int engine_options_finish(struct engine_options *o, const char *command)
 {
     if (!o->model)
         return usage_error(command, "no model: -m FILE");
+    if (take_environment(&o->cfg, command))
+        return EXIT_USAGE;
     if (o->has_rank != (o->rack_count > 0))
         return usage_error(command, "--rank and --rack belong together");
     if (o->nodes && o->rack_count)

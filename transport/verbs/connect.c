@@ -98,13 +98,13 @@ static int make_lane(struct shunt_transport *t, uint32_t peer, uint32_t rail,
 }
 
 /* The exponent with which all retries together outlast a silence that is still to be survived. */
-static uint8_t timeout_of(const struct shunt_link_options *link, uint32_t retries)
+static uint8_t timeout_of(const struct shunt_transport *t, uint32_t retries)
 {
-    int64_t wanted = link->dead_after_ns > 0 ? link->dead_after_ns : DEAD_AFTER_NS;
+    int64_t wanted = t->dead_after_ns > 0 ? t->dead_after_ns : DEAD_AFTER_NS;
     uint32_t exponent = 8;
 
-    if (link->qp_timeout)
-        return (uint8_t)(link->qp_timeout & TIMEOUT_MAX);
+    if (t->link.qp_timeout)
+        return (uint8_t)(t->link.qp_timeout & TIMEOUT_MAX);
     while (exponent < TIMEOUT_MAX && (retries + 1) * TIMEOUT_NS(exponent) < wanted)
         exponent++;
     return (uint8_t)exponent;
@@ -124,7 +124,7 @@ static int connect_lane(struct shunt_transport *t, struct verbs_peer *p, uint32_
         .min_rnr_timer = RNR_TIMER,
         .ah_attr = {.is_global = 1,
                     .port_num = r->port,
-                    .sl = (uint8_t)t->link.sl,
+                    .sl = (uint8_t)(t->link.sl ? t->link.sl - 1 : 0),
                     .grh = {.sgid_index = (uint8_t)r->gid_index,
                             .hop_limit = HOPS,
                             .traffic_class = (uint8_t)(t->link.tclass ? t->link.tclass - 1 : 0)}},
@@ -138,7 +138,7 @@ static int connect_lane(struct shunt_transport *t, struct verbs_peer *p, uint32_
     if (rc)
         return -rc;
     attr = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
-                                .timeout = timeout_of(&t->link, retries),
+                                .timeout = timeout_of(t, retries),
                                 .retry_cnt = (uint8_t)(retries < RETRIES ? retries : RETRIES),
                                 .rnr_retry = RNR_RETRIES,
                                 .sq_psn = p->own.rails[rail].psn,

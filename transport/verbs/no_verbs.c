@@ -5,6 +5,19 @@
 #include <errno.h>
 
 #include "transport/transport.h"
+#include "transport/verbs/describe.h"
+
+int verbs_list_ports(struct verbs_port *ports, uint32_t max)
+{
+    (void)ports, (void)max;
+    return -ENOTSUP;
+}
+
+bool verbs_is_software(const char *device)
+{
+    (void)device;
+    return false;
+}
 
 static uint64_t no_footprint(uint32_t node_count)
 {

@@ -94,7 +94,6 @@ static void take_immediate(struct shunt_transport *t, uint32_t peer, uint32_t ra
     verbs_post_receive(t, peer, rail);
     t->ready |= 1ull << peer;
     if (rail > 0) {
-        t->counters.bytes_received += wc->byte_len;
         p->lanes[rail].extra++;
         return;
     }
@@ -105,7 +104,6 @@ static void take_immediate(struct shunt_transport *t, uint32_t peer, uint32_t ra
     p->coming[(p->coming_first + p->coming_count++) % SHUNT_TRANSPORT_WINDOW] =
         (struct verbs_coming){.imm = ntohl(wc->imm_data),
                               .striped = t->rail_count > 1 && wc->byte_len == 0};
-    t->counters.bytes_received += wc->byte_len;
 }
 
 static void take_credit(struct shunt_transport *t, uint32_t peer)
@@ -608,6 +606,7 @@ static int verbs_open(struct shunt_transport **out, const struct shunt_transport
     t->inbox = cfg->inbox.base;
     t->inbox_bytes = cfg->inbox.bytes;
     t->put_timeout_ns = cfg->put_timeout_ns;
+    t->dead_after_ns = cfg->dead_after_ns;
     t->peers = peers;
     t->memory = memory;
     t->notify = cfg->notify;

@@ -122,7 +122,7 @@ struct shunt_transport {
     uint32_t rank, node_count;
     unsigned char *inbox;
     uint64_t inbox_bytes;
-    int64_t put_timeout_ns;
+    int64_t put_timeout_ns, dead_after_ns;
     struct verbs_peer *peers; /* [node_count] */
 
     struct verbs_rail rails[VERBS_RAILS_MAX];
