@@ -21,7 +21,7 @@
 static unsigned char *room; /* ROOM_BYTES */
 static uint64_t room_used;
 
-static void *take_room(uint64_t bytes)
+void *mesh_room(uint64_t bytes)
 {
     void *at;
 
@@ -35,7 +35,7 @@ static void *take_room(uint64_t bytes)
 
 static void *take_copy(const void *bytes, uint64_t len)
 {
-    return memcpy(take_room(len), bytes, len);
+    return memcpy(mesh_room(len), bytes, len);
 }
 
 /* ---- nodes in one thread */
@@ -88,7 +88,7 @@ void mesh_open(struct mesh *m, const struct transport_backend *backend, uint32_t
     static struct shunt_stream streams[MESH_NODES_MAX][MESH_NODES_MAX];
     static struct opening openings[MESH_NODES_MAX];
 
-    take_room(0); /* it is there */
+    mesh_room(0); /* it is there */
     memset(m, 0, sizeof(*m));
     m->backend = backend;
     m->node_count = node_count;
@@ -219,7 +219,7 @@ static void expect_arrived(struct mesh *m, uint32_t n, uint32_t peer, uint32_t i
 
 static unsigned char *pattern(uint64_t seed, uint64_t bytes)
 {
-    unsigned char *p = take_room(bytes);
+    unsigned char *p = mesh_room(bytes);
 
     random_fill(&seed, p, bytes);
     return p;
@@ -292,7 +292,7 @@ void transport_takes_depth_puts_and_no_more(const struct transport_backend *back
     mesh_open(&m, backend, 3, inboxes, false);
     for (uint32_t round = 0; round < 100; round++) {
         uint32_t arrived = 0, sent = 0, sent_to_2 = 0;
-        unsigned char *bytes = take_room(64);
+        unsigned char *bytes = mesh_room(64);
 
         memset(bytes, (int)round, 64);
         for (uint32_t i = 0; i < SHUNT_TRANSPORT_DEPTH; i++)
@@ -454,7 +454,7 @@ void transport_overwrites_nothing_without_credit(const struct transport_backend 
 {
     enum { AREA_BYTES = 96, PUTS = 1000 };
     const uint64_t inboxes[] = {SHUNT_TRANSPORT_WINDOW * AREA_BYTES, 0};
-    unsigned char *sources = take_room(SHUNT_TRANSPORT_DEPTH * AREA_BYTES);
+    unsigned char *sources = mesh_room(SHUNT_TRANSPORT_DEPTH * AREA_BYTES);
     uint32_t posted = 0, sent = 0, arrived = 0, released = 0;
     uint64_t random = 11;
     struct mesh m;
@@ -711,7 +711,7 @@ void transport_behaves_like_its_model(const struct transport_backend *backend)
         room_used = 0;
         for (uint32_t a = 0; a < MODEL_NODES; a++)
             for (uint32_t b = 0; b < MODEL_NODES; b++)
-                m->links[a][b].sources = take_room((SHUNT_TRANSPORT_DEPTH + 1) * AREA);
+                m->links[a][b].sources = mesh_room((SHUNT_TRANSPORT_DEPTH + 1) * AREA);
         mesh_open(&m->mesh, backend, MODEL_NODES, inboxes, false);
         for (uint32_t n = 0; n < MODEL_NODES; n++) {
             m->images[n] = calloc(1, MODEL_NODES * AREA);

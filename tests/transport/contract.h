@@ -46,6 +46,9 @@ void mesh_close(struct mesh *m);
 /* Moves what can be moved; completions wait for mesh_next. Return: how many came. */
 uint32_t mesh_move(struct mesh *m);
 
+/* Memory that puts of any node may read from, until the end of the test. */
+void *mesh_room(uint64_t bytes);
+
 /* The oldest completion of node `n`, moving all nodes until there is one; fails after a while. */
 struct shunt_completion mesh_next(struct mesh *m, uint32_t n);
 

@@ -6,6 +6,7 @@
  */
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <infiniband/verbs.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #include "tests/transport/contract.h"
+#include "transport/verbs/verbs_impl.h"
 
 extern const struct shunt_transport_ops shunt_transport_verbs;
 
@@ -92,3 +94,166 @@ VERBS_KEEPS(overwrites_nothing_without_credit)
 VERBS_KEEPS(says_once_that_a_peer_is_lost)
 VERBS_KEEPS(hands_out_what_came_before_the_loss)
 VERBS_KEEPS(behaves_like_its_model)
+
+/* ---- what is particular to verbs */
+
+static struct shunt_transport *open_pair(struct mesh *m, uint64_t inbox)
+{
+    const uint64_t inboxes[] = {inbox, inbox};
+
+    mesh_open(m, &verbs, 2, inboxes, false);
+    return m->nodes[0].t;
+}
+
+/* One completion is asked for, and no more writes are posted than the device's largest message
+ * makes necessary, with one for the immediate. */
+Test(verbs, posts_no_more_than_it_must, .timeout = 100)
+{
+    static const uint64_t sizes[] = {0, 1, 4096, 65536, 1u << 20, 20u << 20};
+    struct mesh m;
+    struct shunt_transport *t = open_pair(&m, 20u << 20);
+
+    for (uint32_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        struct shunt_transport_counters before = t->counters;
+        uint64_t most = (sizes[i] + t->rails[0].write_max - 1) / t->rails[0].write_max + 1;
+
+        cr_assert_eq(verbs.ops->put(t, 1, mesh_room(sizes[i]), sizes[i], 0, i), 0);
+        while (mesh_next(&m, 0).event != SHUNT_TRANSPORT_SENT)
+            ;
+        cr_expect_eq(mesh_next(&m, 1).imm, i);
+        cr_expect_leq(t->counters.writes - before.writes, most * t->rail_count, "%lu bytes",
+                      sizes[i]);
+        cr_expect_leq(t->counters.signalled - before.signalled, t->rail_count);
+    }
+    mesh_close(&m);
+}
+
+static void expect_reason(struct mesh *m, uint32_t n, const char *first, const char *second)
+{
+    struct shunt_completion c = mesh_next(m, n);
+
+    cr_assert_eq(c.event, SHUNT_TRANSPORT_LOST, "event %d", c.event);
+    cr_expect(c.error < 0 && strstr(c.reason, first) && strstr(c.reason, second), "%s", c.reason);
+}
+
+/* A key that the peer's device does not know. */
+Test(verbs, says_which_queue_pair_failed_and_why)
+{
+    struct mesh m;
+    struct shunt_transport *t = open_pair(&m, 4096);
+    char number[16];
+
+    snprintf(number, sizeof(number), "QP 0x%06x", t->peers[1].lanes[0].qp->qp_num);
+    t->peers[1].word.rails[0].rkeys[0] ^= 0x5a5a;
+    cr_assert_eq(verbs.ops->put(t, 1, mesh_room(4096), 4096, 0, 1), 0);
+    expect_reason(&m, 0, number, "remote access error (its NIC refused");
+    cr_expect_eq(verbs.ops->put(t, 1, mesh_room(1), 1, 0, 1), -EPIPE);
+    mesh_close(&m);
+}
+
+/* Nothing of the rest of a node's memory can be written with a key that a peer was told. */
+Test(verbs, opens_nothing_but_the_inbox_to_writes)
+{
+    struct mesh m;
+    struct shunt_transport *t = open_pair(&m, 4096);
+    unsigned char *secret = mesh_room(4096);
+
+    memset(secret, 7, 4096);
+    t->peers[1].word.inbox = (uintptr_t)secret; /* what node 1 puts from lies there too */
+    cr_assert_eq(verbs.ops->put(t, 1, mesh_room(4096), 4096, 0, 1), 0);
+    expect_reason(&m, 0, "QP 0x", "remote access error");
+    for (uint32_t i = 0; i < 4096; i++)
+        cr_assert_eq(secret[i], 7);
+    mesh_close(&m);
+}
+
+/* A queue pair that would not die: its memory is not given back, and that is said. */
+static bool qp_is_immortal;
+
+int __real_ibv_destroy_qp(struct ibv_qp *qp);
+int __wrap_ibv_destroy_qp(struct ibv_qp *qp);
+
+int __wrap_ibv_destroy_qp(struct ibv_qp *qp)
+{
+    return qp_is_immortal ? EBUSY : __real_ibv_destroy_qp(qp);
+}
+
+static uint32_t deregistered;
+
+int __real_ibv_dereg_mr(struct ibv_mr *mr);
+int __wrap_ibv_dereg_mr(struct ibv_mr *mr);
+
+int __wrap_ibv_dereg_mr(struct ibv_mr *mr)
+{
+    deregistered++;
+    return __real_ibv_dereg_mr(mr);
+}
+
+Test(verbs, keeps_what_a_queue_pair_that_stays_may_touch)
+{
+    struct mesh m;
+
+    open_pair(&m, 4096);
+    qp_is_immortal = true;
+    cr_expect_not(verbs.ops->close(m.nodes[0].t));
+    cr_expect_eq(deregistered, 0);
+    m.nodes[0].t = NULL;
+    qp_is_immortal = false;
+    cr_expect(verbs.ops->close(m.nodes[1].t));
+    cr_expect_gt(deregistered, 0);
+    m.nodes[1].t = NULL;
+    mesh_close(&m);
+}
+
+/* The order of taking down: no registration goes before the queue pairs that use it. */
+Test(verbs, gives_everything_back)
+{
+    struct mesh m;
+
+    for (uint32_t i = 0; i < 40; i++) {
+        open_pair(&m, 1u << 20);
+        cr_assert_eq(verbs.ops->put(m.nodes[0].t, 1, mesh_room(1u << 20), 1u << 20, 0, 1), 0);
+        cr_assert(verbs.ops->close(m.nodes[0].t)); /* with a write under way */
+        m.nodes[0].t = NULL;
+        mesh_close(&m);
+    }
+}
+
+/* What cannot be: it is said with the option that names it, and costs nothing. */
+static void expect_refused(const struct shunt_link_options *link, const char *what)
+{
+    struct shunt_error err[2] = {{0}};
+    struct shunt_stream streams[2] = {SHUNT_STREAM_NONE, SHUNT_STREAM_NONE};
+    const uint64_t sizes[2] = {4096, 4096};
+    static _Alignas(4096) unsigned char inbox[4096];
+    const struct shunt_patience patience = {.deadline_ns = INT64_MAX};
+    struct shunt_transport *t;
+    int fds[2];
+
+    connect_rdma(0, 1, fds);
+    streams[1].fd = fds[0];
+    cr_expect_lt(verbs.ops->open(&t,
+                                 &(struct shunt_transport_config){
+                                     .node_count = 2,
+                                     .streams = streams,
+                                     .inbox = {.base = inbox, .bytes = sizeof(inbox), .fd = -1},
+                                     .peer_inbox_bytes = sizes,
+                                     .link = link,
+                                     .patience = &patience,
+                                 },
+                                 &err[0]),
+                 0);
+    cr_expect(strstr(err[0].text, what), "%s", err[0].text);
+    close(fds[1]);
+}
+
+Test(verbs, refuses_what_the_device_cannot)
+{
+    expect_refused(&(struct shunt_link_options){.device = "mlx9_7"}, "--ib-dev");
+    expect_refused(&(struct shunt_link_options){.device = "rxe0:9"}, "--ib-port");
+    expect_refused(&(struct shunt_link_options){.device = "rxe0:x"}, "from 1 on");
+    expect_refused(&(struct shunt_link_options){.device = ",rxe0"}, "names no device");
+    expect_refused(&(struct shunt_link_options){.device = "a,b,c,d,e"},
+                   "there is no RDMA device a");
+    expect_refused(&(struct shunt_link_options){.gid_index = 1 + 200}, "--gid-index");
+}
