@@ -7,14 +7,21 @@
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <infiniband/verbs.h>
+#include <linux/udmabuf.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "runtime/base/clock.h"
+#include "tests/cluster/seats.h"
+#include "tests/random.h"
 #include "tests/transport/contract.h"
 #include "transport/verbs/verbs_impl.h"
 
@@ -218,6 +225,105 @@ Test(verbs, gives_everything_back)
         mesh_close(&m);
     }
 }
+
+/* ---- memory of other devices */
+
+#define DMABUF_BYTES (3u << 20)
+
+/* A DMA-BUF of ordinary memory, which udmabuf makes of a memfd; or -1. */
+static int make_dmabuf(int memfd)
+{
+    const struct udmabuf_create create = {
+        .memfd = (uint32_t)memfd, .flags = UDMABUF_FLAGS_CLOEXEC, .size = DMABUF_BYTES};
+    int device = open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
+    int fd = device >= 0 ? ioctl(device, UDMABUF_CREATE, &create) : -1;
+
+    if (device >= 0)
+        close(device);
+    return fd;
+}
+
+struct half {
+    struct shunt_transport_config cfg;
+    struct shunt_transport *t;
+    struct shunt_error err;
+    int rc;
+};
+
+static void open_half(void *arg)
+{
+    struct half *h = arg;
+
+    h->rc = verbs.ops->open(&h->t, &h->cfg, &h->err);
+}
+
+static void await(struct shunt_transport *t, enum shunt_transport_event event)
+{
+    int64_t deadline = shunt_now_ns() + 20 * SHUNT_NS_PER_S;
+    struct shunt_completion c = {0};
+
+    while (c.event != event) {
+        cr_assert_lt(shunt_now_ns(), deadline);
+        if (verbs.ops->poll(t, &c, 1))
+            cr_assert_neq(c.event, SHUNT_TRANSPORT_LOST, "%s", c.reason);
+    }
+}
+
+/* From one device memory into another, as from GPU to GPU. Where the device knows no DMA-BUF the
+ * same goes by its address, as nvidia-peermem does it. */
+Test(verbs, moves_memory_of_other_devices, .timeout = 60)
+{
+    const struct shunt_patience patience = {.deadline_ns = shunt_deadline_ns(20 * SHUNT_NS_PER_S)};
+    const uint64_t sizes[2] = {DMABUF_BYTES, DMABUF_BYTES};
+    struct shunt_region regions[2];
+    struct shunt_stream streams[2][2];
+    struct half halves[2];
+    uint64_t seed = 3;
+    int fds[2];
+
+    connect_rdma(0, 1, fds);
+    for (uint32_t i = 0; i < 2; i++) {
+        int memfd = memfd_create("room", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        int dmabuf;
+
+        cr_assert(memfd >= 0 && ftruncate(memfd, DMABUF_BYTES) == 0);
+        cr_assert_eq(fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+        dmabuf = make_dmabuf(memfd);
+        cr_log_info("node %u: %s\n", i, dmabuf >= 0 ? "udmabuf" : "no udmabuf here");
+        regions[i] = (struct shunt_region){
+            .kind = SHUNT_REGION_DMABUF,
+            .base = mmap(NULL, DMABUF_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0),
+            .bytes = DMABUF_BYTES,
+            .fd = dmabuf,
+        };
+        cr_assert_neq(regions[i].base, MAP_FAILED);
+        random_fill(&seed, regions[i].base, DMABUF_BYTES);
+    }
+    for (uint32_t i = 0; i < 2; i++) {
+        streams[i][i] = SHUNT_STREAM_NONE;
+        streams[i][!i] = (struct shunt_stream){.fd = fds[i]};
+        halves[i] = (struct half){.cfg = {.rank = i,
+                                          .node_count = 2,
+                                          .streams = streams[i],
+                                          .inbox = regions[i],
+                                          .peer_inbox_bytes = sizes,
+                                          .memory = &regions[i],
+                                          .memory_count = 1,
+                                          .patience = &patience}};
+    }
+    at_once(2, open_half, halves, sizeof(halves[0]));
+    for (uint32_t i = 0; i < 2; i++)
+        cr_assert_eq(halves[i].rc, 0, "%s", halves[i].err.text);
+    cr_assert_eq(verbs.ops->put(halves[0].t, 1, regions[0].base, DMABUF_BYTES - 5, 5, 1), 0);
+    await(halves[0].t, SHUNT_TRANSPORT_SENT);
+    await(halves[1].t, SHUNT_TRANSPORT_ARRIVED);
+    cr_expect_eq(memcmp((unsigned char *)regions[1].base + 5, regions[0].base, DMABUF_BYTES - 5),
+                 0);
+    for (uint32_t i = 0; i < 2; i++)
+        cr_expect(verbs.ops->close(halves[i].t));
+}
+
+/* ---- what cannot be */
 
 /* What cannot be: it is said with the option that names it, and costs nothing. */
 static void expect_refused(const struct shunt_link_options *link, const char *what)

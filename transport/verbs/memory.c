@@ -20,7 +20,7 @@ static struct ibv_mr *register_device_memory(struct ibv_pd *pd, const struct shu
     struct ibv_mr *mr =
         ibv_reg_dmabuf_mr(pd, r->fd_offset + off, bytes, (uintptr_t)r->base + off, r->fd, access);
 
-    if (mr || !r->base)
+    if (mr)
         return mr;
     return ibv_reg_mr(pd, (unsigned char *)r->base + off, bytes, access);
 }
