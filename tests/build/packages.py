@@ -52,7 +52,8 @@ elif name == 'apt-get':
 ''' % sys.executable
 NAMES = ('dpkg-query', 'dpkg', 'apt-cache', 'apt-get', 'id', 'sudo', 'clang')
 BUILD = ('gcc libc6-dev dpkg-dev meson ninja-build pkg-config python3 liburing-dev libpcre2-dev libutf8proc-dev '
-         'libxxhash-dev libjansson-dev').split()
+         'libxxhash-dev libjansson-dev libibverbs-dev librdmacm-dev libssl-dev').split()
+LAB = 'qemu-system-x86 busybox-static cpio kmod zstd rdma-core ibverbs-providers iproute2'.split()
 TEST = BUILD + ['libcriterion-dev', 'g++', 'clang']
 
 
@@ -103,6 +104,9 @@ check(got[0] == [] and 'apt knows no libclang-rt-13-dev' in got[1], 'a clang wit
 got = run('test', native(BUILD), TEST + ['libclang-rt-14-dev'], lists=False)
 check(got[0][0][:2] == ['apt-get', 'update'] and got[0][-1][-4:] == [*TEST[-3:], 'libclang-rt-14-dev'],
       'a system without package lists', got)
+
+got = run('lab', native(TEST), LAB)
+check(len(got[0]) == 1 and got[0][0][-len(LAB):] == LAB, 'what the lab needs', got)
 
 some = native(set(BUILD) - {'meson', 'gcc'})
 missing = 'missing: gcc meson; as root, run: apt-get update && apt-get install --no-install-recommends gcc meson\n'
