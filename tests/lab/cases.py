@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cases of the lab: what is only true over a real (if emulated) network and RDMA devices.
 
-Every rack here computes with `--kernels ref` (the guests' processor has no AVX), and what it answers
-is compared with one node's answer, computed on the host by the same binary: the same bits.
+Every rack here computes with `--kernels ref` (the guests' processor has no AVX), and what it
+answers is compared with one node's answer, computed on the host by the same binary: the same bits.
 """
 import json
 import re
@@ -129,7 +129,8 @@ ENDED_WITHIN_S = DEAD_AFTER_S + 2  # an emulated processor takes a second for wh
 
 
 def generation(tokens):
-    return ['run', *MODEL, '-p', 'KING RICHARD:', '-n', str(tokens), '--ignore-eos', '--ctx', '4096']
+    return ['run', *MODEL, '-p', 'KING RICHARD:', '-n', str(tokens), '--ignore-eos',
+            '--ctx', '4096']
 
 
 def generating(lab, transport, tokens, *before, **how):
@@ -208,7 +209,8 @@ def short_pull(lab, transport):
 def check_ended(guests, nodes, lost_at):
     """These end with an error that names the other, in time."""
     codes = guests.wait(ENDED_WITHIN_S - (time.monotonic() - lost_at), nodes)
-    check_equal(codes, [1] * len(nodes), '\n'.join(['exit codes in time', *map(guests.story, nodes)]))
+    check(codes == [1] * len(nodes), lambda: '\n'.join([
+        f'exit codes {codes} in time, expected 1', *map(guests.story, nodes)]))
     for node in nodes:
         text = guests.text(node, 'stderr')
         check(re.search(rf'(rank|node) {1 - node}\b.*(heard|gone|left|failed|lost|dead)', text),

@@ -217,9 +217,11 @@ class Guests:
         for node, own in enumerate(self.folders):
             shutil.rmtree(own, ignore_errors=True)
             own.mkdir(parents=True)
-            seen = {'NODE': node, 'NODES': count, 'RAILS': rails, 'MTU': mtu, 'KERNEL': kernel.folder,
-                    'MODULES': ' '.join(modules), 'FOLDER': os.getcwd(), **(env or {})}
-            (own / 'env').write_text(''.join(f'{k}={shlex.quote(str(v))}\n' for k, v in seen.items()))
+            seen = {'NODE': node, 'NODES': count, 'RAILS': rails, 'MTU': mtu,
+                    'KERNEL': kernel.folder, 'MODULES': ' '.join(modules),
+                    'FOLDER': os.getcwd(), **(env or {})}
+            lines = [f'{name}={shlex.quote(str(value))}\n' for name, value in seen.items()]
+            (own / 'env').write_text(''.join(lines))
             (own / 'command').write_text(command + '\n')
             shutil.copy(HERE / 'guest' / 'setup', own / 'setup')
             for name in ('stdout', 'stderr'):
@@ -289,7 +291,7 @@ class Guests:
             self.qemus[node].wait()
 
     def set_cable(self, node, plugged):
-        """Takes or gives the carrier of the guest's cards; the others keep theirs, as at a switch."""
+        """Takes or gives the carrier of a guest's cards; others keep theirs, as at a switch."""
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(f'{self.sockets}/control{node}')
             s.settimeout(10)
