@@ -31,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TOOLS = ('qemu-system-x86_64', 'busybox', 'cpio', 'depmod', 'modprobe', 'rdma', 'ip', 'tc', 'zstd')
 KERNEL = 'linux-image-amd64'  # whatever the release has
+DMABUF_KERNEL = 'linux-image-6.12-amd64'  # has udmabuf, and the driver that dmabuf/ can patch
 
 # What a guest needs before it sees the host's files.
 BOOT_MODULES = ('virtio_pci', '9pnet_virtio', '9p', 'overlay', 'virtio_net', 'crc32_generic',
@@ -139,10 +140,12 @@ def unpack_image(image, to):
     to.write_bytes(elf)
 
 
-def make_ramdisk(kernel):
-    """busybox, /init and the modules every guest needs; all else comes from the host."""
+def make_ramdisk(kernel, instead):
+    """busybox, /init and the modules every guest needs; all else comes from the host. `instead`: a
+    folder of modules that replace those of the same name, or None."""
     init = (HERE / 'guest' / 'init').read_bytes()
-    mark = hashlib.sha256(init + ' '.join(BOOT_MODULES).encode()).hexdigest()[:16]
+    content = init + ' '.join([*BOOT_MODULES, str(instead)]).encode()
+    mark = hashlib.sha256(content).hexdigest()[:16]
     ramdisk = kernel / f'ramdisk-{mark}'
     if ramdisk.exists():
         return ramdisk
@@ -160,6 +163,8 @@ def make_ramdisk(kernel):
             for path in re.findall(r'^insmod (\S+)', plan, re.M):
                 name = os.path.basename(path).removesuffix('.xz')
                 if name not in names:
+                    if instead and (instead / name).exists():
+                        path = str(instead / name)
                     data = Path(path).read_bytes()
                     data = lzma.decompress(data) if path.endswith('.xz') else data
                     (tree / 'modules' / name).write_bytes(data)
@@ -173,14 +178,19 @@ def make_ramdisk(kernel):
 
 
 class Kernel:
-    def __init__(self, folder):
+    """`dmabuf`: a folder that dmabuf/build has made, or None."""
+
+    def __init__(self, folder, dmabuf=None):
         self.folder = folder
         self.image = folder / 'vmlinux'
-        self.ramdisk = make_ramdisk(folder)
+        self.ramdisk = make_ramdisk(folder, dmabuf)
+        self.preload = dmabuf / 'shim.so' if dmabuf else None
 
 
-def prepare(package=KERNEL, install=True):
-    """Return: a kernel to boot. `install`: fetch what is missing."""
+def prepare(package=KERNEL, install=True, dmabuf=False):
+    """Return: a kernel to boot. `install`: fetch what is missing. `dmabuf`: its rdma_rxe registers
+    DMA-BUFs; takes a kernel that dmabuf/ knows, and builds that driver once."""
+    package = DMABUF_KERNEL if dmabuf else package
     try:
         if install:
             install_packages()
@@ -194,7 +204,14 @@ def prepare(package=KERNEL, install=True):
                 if not install:
                     raise NoLab(f'no kernel in {folder}; tests/lab/run --prepare fetches it')
                 fetch_kernel(package, folder)
-            return Kernel(folder)
+            if not dmabuf:
+                return Kernel(folder)
+            built = folder / 'dmabuf'
+            if not built.exists():
+                if not install:
+                    raise NoLab(f'no {built}; tests/lab/run --dmabuf --prepare builds it')
+                run(HERE / 'dmabuf' / 'build', folder, built)
+            return Kernel(folder, built)
     except OSError as e:
         raise NoLab(str(e)) from e
 
@@ -222,7 +239,8 @@ class Guests:
                     'FOLDER': os.getcwd(), **(env or {})}
             lines = [f'{name}={shlex.quote(str(value))}\n' for name, value in seen.items()]
             (own / 'env').write_text(''.join(lines))
-            (own / 'command').write_text(command + '\n')
+            preload = f'export LD_PRELOAD={kernel.preload}\n' if kernel.preload else ''
+            (own / 'command').write_text(f'{preload}{command}\n')
             shutil.copy(HERE / 'guest' / 'setup', own / 'setup')
             for name in ('stdout', 'stderr'):
                 (own / name).touch()
