@@ -114,7 +114,7 @@ const struct shunt_kernels *shunt_kernels_get(enum shunt_kernel_level level);
 uint32_t shunt_kernels_available(void);
 
 /* "ref, avx2": the levels of a mask, bit i for level i; cut to `bytes`. */
-void shunt_kernels_names(uint32_t levels, char *names, size_t bytes);
+void shunt_kernels_names(uint32_t levels, char *list, size_t bytes);
 
 /* "ref", "avx2" -> level. Return: 0, or -1 for an unknown name. */
 int shunt_kernels_from_name(const char *name, enum shunt_kernel_level *level);

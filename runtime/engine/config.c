@@ -104,6 +104,7 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
     static const struct shunt_expert_io_ops *const io_ops[] = {NULL, &shunt_io_uring,
                                                                &shunt_io_pread};
     enum shunt_kernel_level level;
+    const char *kernels = o->cfg.kernels ? o->cfg.kernels : "";
     int io, mode, transport, placement;
     int rc = CHOOSE("io", o->cfg.io, ios, &io, err);
 
@@ -123,16 +124,14 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
                                o->transport->absent);
     o->placement = (enum shunt_placement_policy)placement;
     o->kernel_levels = shunt_kernels_available();
-    if (o->cfg.kernels && !strcmp(o->cfg.kernels, "auto"))
+    if (!strcmp(kernels, "auto"))
         return 0;
-    if (!o->cfg.kernels || shunt_kernels_from_name(o->cfg.kernels, &level))
-        return shunt_error_set(err, -EINVAL, "kernels: '%s' is none of auto, ref, avx2",
-                               o->cfg.kernels ? o->cfg.kernels : "");
+    if (shunt_kernels_from_name(kernels, &level))
+        return shunt_error_set(err, -EINVAL, "kernels: '%s' is none of auto, ref, avx2", kernels);
     o->kernel_levels &= 1u << level;
     if (o->kernel_levels == 0)
-        return shunt_error_set(err, -ENOTSUP,
-                               "kernels: this processor or this build has no %s; use auto",
-                               o->cfg.kernels);
+        return shunt_error_set(
+            err, -ENOTSUP, "kernels: this processor or this build has no %s; use auto", kernels);
     return 0;
 }
 
@@ -369,26 +368,23 @@ static uint32_t wanted_slots(const struct shunt_config *c, const struct shunt_ar
     return (uint32_t)slots;
 }
 
-/* `room`: for buffers and slots together, of which the slots need `slots_need` at least. */
-static void choose_chunk(struct shunt_options *o, const struct shunt_model *model, uint64_t room,
-                         uint64_t slots_need)
+/* `room`: for buffers and slots together, of which the slots need `slots_need` at least. Return:
+ * the chunk. */
+static uint32_t choose_chunk(const struct shunt_options *o, const struct shunt_model *model,
+                             uint64_t room, uint64_t slots_need)
 {
     const uint64_t left = room > slots_need ? room - slots_need : 0;
     const uint64_t share = room / WORK_SHARE_DIVISOR;
     const uint64_t all = slot_bytes(model, model->arch.layer_count * model->arch.expert_count);
     /* With slots that are given there is nothing to share. */
     uint64_t most = o->slot_count || left < share ? left : share;
-    uint32_t chunk = o->cfg.chunk;
+    uint32_t chunk = CHUNK_DEFAULT < o->cfg.context ? CHUNK_DEFAULT : o->cfg.context;
 
     if (o->slot_count == 0 && room > all && room - all > most)
         most = room - all;
-    if (chunk == 0) {
-        chunk = CHUNK_DEFAULT < o->cfg.context ? CHUNK_DEFAULT : o->cfg.context;
-        while (chunk > CHUNK_MIN && measure_work(o, model, NULL, chunk) > most)
-            chunk = chunk / 2 > CHUNK_MIN ? chunk / 2 : CHUNK_MIN;
-    }
-    o->chunk = chunk;
-    o->rows_max = chunk > o->cfg.sequences_max ? chunk : o->cfg.sequences_max;
+    while (chunk > CHUNK_MIN && measure_work(o, model, NULL, chunk) > most)
+        chunk = chunk / 2 > CHUNK_MIN ? chunk / 2 : CHUNK_MIN;
+    return chunk;
 }
 
 int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
@@ -410,8 +406,12 @@ int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
     fixed = f->process_bytes + f->dense_bytes + f->kv_bytes;
     o->slot_count = wanted_slots(&o->cfg, &model->arch);
     slots_need = slot_bytes(model, o->slot_count ? o->slot_count : SHUNT_SLOTS_MIN);
-    if (!rows_max) /* once chosen, a chunk stays: the peers have been told */
-        choose_chunk(o, model, limit > fixed ? limit - fixed : 0, slots_need);
+    if (!rows_max) { /* once chosen, a chunk stays: the peers have been told */
+        o->chunk = o->cfg.chunk;
+        if (o->chunk == 0)
+            o->chunk = choose_chunk(o, model, limit > fixed ? limit - fixed : 0, slots_need);
+        o->rows_max = o->chunk > o->cfg.sequences_max ? o->chunk : o->cfg.sequences_max;
+    }
     f->work_bytes = measure_work(o, model, rows_max, o->chunk);
     f->chunk = o->chunk;
     fixed += f->work_bytes;

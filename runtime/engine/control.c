@@ -50,7 +50,6 @@ void shunt_engine_notice(void *engine, const char *text)
 void shunt_engine_down(void *engine, uint32_t rank, const struct shunt_error *why)
 {
     struct shunt *e = engine;
-
     bool first;
 
     pthread_mutex_lock(&e->mutex);

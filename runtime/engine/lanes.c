@@ -237,9 +237,7 @@ static void take_token(struct shunt *e, struct shunt_sequence *s, const float *l
  * set before the pool is told. */
 static int check_results(const struct shunt *e, struct shunt_error *err)
 {
-    if (!atomic_load(&e->abort))
-        return 0;
-    return shunt_error_set(err, -ECANCELED, "the engine was told to stop");
+    return shunt_progress_check(&e->progress, err);
 }
 
 /* Computes logits of rows of a batch, a few at a time, and chooses a token from each. */
@@ -248,7 +246,6 @@ static int take_tokens(struct shunt *e, const struct shunt_batch *b, const uint3
 {
     for (uint32_t done = 0; done < count; done += SHUNT_LOGIT_ROWS) {
         uint32_t n = count - done < SHUNT_LOGIT_ROWS ? count - done : SHUNT_LOGIT_ROWS;
-
         int rc;
 
         shunt_forward_logits(e, b, rows + done, e->act.logit_rows, n);

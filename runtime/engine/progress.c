@@ -14,12 +14,19 @@
 /* A lost wake-up would cost this much, not the step's deadline. */
 #define SLEEP_MAX_NS (50 * SHUNT_NS_PER_MS)
 
+int shunt_progress_check(const struct shunt_progress *p, struct shunt_error *err)
+{
+    if (!atomic_load(p->abort))
+        return 0;
+    return shunt_error_set(err, -ECANCELED, "the engine was told to stop");
+}
+
 int shunt_progress_poll(struct shunt_progress *p, struct shunt_error *err)
 {
-    int rc;
+    int rc = shunt_progress_check(p, err);
 
-    if (atomic_load(p->abort))
-        return shunt_error_set(err, -ECANCELED, "the engine was told to stop");
+    if (rc)
+        return rc;
     if (p->hook_error.code) {
         if (err)
             *err = p->hook_error;
@@ -41,7 +48,6 @@ void shunt_progress_hook(void *progress)
 {
     struct shunt_progress *p = progress;
     struct shunt_error err;
-
     int64_t now = shunt_now_ns();
 
     if (now - p->hook_ns < HOOK_NS || p->hook_error.code)

@@ -34,6 +34,9 @@ struct shunt_progress {
  */
 typedef uint32_t shunt_wait_fn(void *ctx);
 
+/* Return: 0; -ECANCELED once the engine was told to stop. */
+int shunt_progress_check(const struct shunt_progress *p, struct shunt_error *err);
+
 /* Moves what can be moved. Return: 0, or why the engine must stop. */
 int shunt_progress_poll(struct shunt_progress *p, struct shunt_error *err);
 

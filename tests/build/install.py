@@ -8,6 +8,7 @@ linked and run: the example of the README.
 import glob
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,24 @@ def readme_example():
     if lines > 25:
         sys.exit(f'the example in README.md has {lines} lines; it may have 25')
     return found.group(1)
+
+
+def check_unit(folder):
+    """systemd must know every word of it, and find its programs."""
+    found = glob.glob(f'{folder}/**/shunt-node@.service', recursive=True)
+    if len(found) != 1:
+        sys.exit(f'one shunt-node@.service was expected: {found}')
+    with open(found[0], encoding='utf-8') as f:
+        text = f.read()
+    if not shutil.which('systemd-analyze'):
+        print('systemd-analyze is not installed: the unit is not verified')
+        return
+    unit = f'{folder}/shunt-node@verified.service'
+    with open(unit, 'w', encoding='utf-8') as f:
+        f.write(re.sub('^ExecStart=', f'ExecStart={folder}', text, flags=re.M))
+    done = subprocess.run(['systemd-analyze', 'verify', '--man=no', unit], capture_output=True, text=True, timeout=60)
+    if done.returncode or 'shunt-node' in done.stderr:
+        sys.exit(f'systemd-analyze verify: {done.stderr}')
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -54,6 +73,7 @@ with tempfile.TemporaryDirectory() as folder:
         bad = subprocess.run([program, *arguments], timeout=120, capture_output=True, text=True, env=env)
         if bad.returncode != 1 or bad.stdout or says not in bad.stderr:
             sys.exit(f'the example with {str(arguments)[:80]} ends otherwise: {str(bad)[-500:]}')
+    check_unit(folder)
     for name in ('bin/shunt', 'man/man1/shunt.1', 'include/shunt.h', 'include/shunt_version.h'):
         if not glob.glob(f'{folder}/**/{name}', recursive=True):
             sys.exit(f'{name} is not installed')

@@ -52,8 +52,9 @@ elif name == 'apt-get':
 ''' % sys.executable
 NAMES = ('dpkg-query', 'dpkg', 'apt-cache', 'apt-get', 'id', 'sudo', 'clang')
 BUILD = ('gcc libc6-dev dpkg-dev meson ninja-build pkg-config python3 liburing-dev libpcre2-dev libutf8proc-dev '
-         'libxxhash-dev libjansson-dev').split()
-TEST = BUILD + ['libcriterion-dev', 'g++', 'clang']
+         'libxxhash-dev libjansson-dev libibverbs-dev librdmacm-dev libssl-dev').split()
+LAB = 'qemu-system-x86 busybox-static cpio kmod zstd rdma-core ibverbs-providers iproute2'.split()
+TEST = BUILD + ['libcriterion-dev', 'g++', 'clang', 'openmpi-bin']
 
 
 # What the scripts use of the system besides.
@@ -101,8 +102,11 @@ for clang in ('14', '19'):
 got = run('test', native(TEST), TEST, '13')
 check(got[0] == [] and 'apt knows no libclang-rt-13-dev' in got[1], 'a clang without runtime package', got)
 got = run('test', native(BUILD), TEST + ['libclang-rt-14-dev'], lists=False)
-check(got[0][0][:2] == ['apt-get', 'update'] and got[0][-1][-4:] == [*TEST[-3:], 'libclang-rt-14-dev'],
+check(got[0][0][:2] == ['apt-get', 'update'] and got[0][-1][-5:] == [*TEST[-4:], 'libclang-rt-14-dev'],
       'a system without package lists', got)
+
+got = run('lab', native(TEST), LAB)
+check(len(got[0]) == 1 and got[0][0][-len(LAB):] == LAB, 'what the lab needs', got)
 
 some = native(set(BUILD) - {'meson', 'gcc'})
 missing = 'missing: gcc meson; as root, run: apt-get update && apt-get install --no-install-recommends gcc meson\n'
@@ -111,7 +115,7 @@ for script, mode, without in (('packages', 'build', ['sudo']), ('packages', 'bui
     got = run(mode, some, BUILD, code=1, without=without, script=script)
     check(got == ([], f'packages: {missing}'), f'{script} {mode} where two are missing', got)
 got = run('--no-install', native(BUILD), TEST, code=1, script='check')
-check(got[0] == [] and got[1].endswith('recommends libcriterion-dev g++ clang\n'), 'check without its packages', got)
+check(got[0] == [] and got[1].endswith('recommends libcriterion-dev g++ clang openmpi-bin\n'), 'check without its packages', got)
 got = run('--no-install', native(BUILD), code=1, script='quickstart')
 check(got == ([], 'quickstart: meson or ninja is not found in PATH\n'), 'quickstart without meson', got)
 check(run('build --say', native(BUILD)) == ([], ''), 'everything is there', '--say')

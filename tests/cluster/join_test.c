@@ -500,14 +500,20 @@ Test(join, says_that_it_is_not_shunt, .timeout = 60)
 
 /* ---- addresses and sockets */
 
+/* Rank 0 of two, with these addresses. */
+static void join_with_addresses(struct table *t, const char *const *addresses)
+{
+    sit_down(t, 2);
+    t->nodes[0].cfg.addresses = addresses;
+    join(&t->nodes[0]);
+}
+
 Test(join, refuses_other_machines_unless_told, .timeout = 60)
 {
     const char *addresses[] = {"127.0.0.1:1", "192.0.2.1:7171"};
     struct table t;
 
-    sit_down(&t, 2);
-    t.nodes[0].cfg.addresses = addresses;
-    join(&t.nodes[0]);
+    join_with_addresses(&t, addresses);
     cr_expect_eq(t.nodes[0].rc, -EACCES);
     cr_expect(strstr(t.nodes[0].err.text, "192.0.2.1:7171") &&
                   strstr(t.nodes[0].err.text, "--allow-remote"),
@@ -559,9 +565,7 @@ Test(join, refuses_an_address_that_is_none, .timeout = 60)
     const char *addresses[] = {"127.0.0.1:1", "127.0.0.1"};
     struct table t;
 
-    sit_down(&t, 2);
-    t.nodes[0].cfg.addresses = addresses;
-    join(&t.nodes[0]);
+    join_with_addresses(&t, addresses);
     cr_expect_eq(t.nodes[0].rc, -EINVAL, "%s", t.nodes[0].err.text);
     close(t.nodes[1].cfg.listen_fd);
 }

@@ -451,6 +451,16 @@ Test(rack, notices_a_peer_that_is_gone, .timeout = 60)
     }
 }
 
+/* A message with numbered bytes as it is on the wire. Return: its bytes. */
+static size_t numbered_frame(uint32_t number, unsigned char *out)
+{
+    uint32_t frame[2] = {SHUNT_RACK_MESSAGE_FIRST + 5, 0};
+
+    frame[1] = numbered(number, 1000, out + sizeof(frame));
+    memcpy(out, frame, sizeof(frame));
+    return sizeof(frame) + frame[1];
+}
+
 /* Half a frame is no message, and none is lost before it. In one piece: what waits for an
  * acknowledgement is dropped when the socket closes. */
 Test(rack, notices_a_peer_that_goes_in_the_middle_of_a_frame, .timeout = 60)
@@ -460,13 +470,8 @@ Test(rack, notices_a_peer_that_goes_in_the_middle_of_a_frame, .timeout = 60)
     unsigned char stream[2 * (8 + 1000) + 12];
     size_t len = 0;
 
-    for (uint32_t i = 0; i < 2; i++) {
-        uint32_t frame[2] = {SHUNT_RACK_MESSAGE_FIRST + 5, 0};
-
-        frame[1] = numbered(i, 1000, stream + len + sizeof(frame));
-        memcpy(stream + len, frame, sizeof(frame));
-        len += sizeof(frame) + frame[1];
-    }
+    for (uint32_t i = 0; i < 2; i++)
+        len += numbered_frame(i, stream + len);
     memcpy(stream + len, "\x45\0\0\0\x09\0\0\0four", 12);
     len += 12;
     cr_assert_eq(send(fd, stream, len, 0), (ssize_t)len);
@@ -649,13 +654,9 @@ Test(rack, takes_frames_in_any_pieces, .timeout = 60)
     size_t len = 0;
 
     for (uint32_t i = 0; i < 100; i++) {
-        uint32_t frame[2] = {SHUNT_RACK_MESSAGE_FIRST + 5, 0};
+        const uint32_t frame[2] = {i % 2 ? HEARTBEAT : 63, 0}; /* neither is for the callback */
 
-        frame[1] = numbered(i, 1000, stream + len + sizeof(frame));
-        memcpy(stream + len, frame, sizeof(frame));
-        len += sizeof(frame) + frame[1];
-        frame[0] = i % 2 ? HEARTBEAT : 63; /* neither is for the callback */
-        frame[1] = 0;
+        len += numbered_frame(i, stream + len);
         memcpy(stream + len, frame, sizeof(frame));
         len += sizeof(frame);
     }

@@ -79,6 +79,16 @@ static void open_party(struct party *p, uint32_t node_count, const struct shunt_
     }
 }
 
+/* Two of them, by name. */
+static void open_pair(struct party *p, const struct shunt_wire_shape *shape,
+                      const uint32_t *rows_max, struct shunt_exchange **a,
+                      struct shunt_exchange **b)
+{
+    open_party(p, 2, shape, rows_max);
+    *a = &p->nodes[0].x;
+    *b = &p->nodes[1].x;
+}
+
 static void close_party(struct party *p)
 {
     for (uint32_t n = 0; n < p->node_count; n++) {
@@ -184,9 +194,7 @@ Test(exchange, a_message_may_be_one_tick_early)
     struct shunt_exchange *a, *b;
     struct party p;
 
-    open_party(&p, 2, &small, rows);
-    a = &p.nodes[0].x;
-    b = &p.nodes[1].x;
+    open_pair(&p, &small, rows, &a, &b);
     cr_expect_not(shunt_exchange_peer_waits(a));
     put_gather(b, 0, "b0");
     expect_gather(&p, a, 1, "b0");
@@ -275,9 +283,7 @@ Test(exchange, results_lie_where_they_were_wanted)
     struct shunt_exchange *a, *b;
     struct party p;
 
-    open_party(&p, 2, &small, rows);
-    a = &p.nodes[0].x;
-    b = &p.nodes[1].x;
+    open_pair(&p, &small, rows, &a, &b);
     memset(shunt_exchange_results_buffer(a, 1), 7, 64);
     cr_assert_eq(shunt_exchange_put_results(a, 1, b->results_bytes - 64, 64), 0);
     await(&p, b, 0, true);
@@ -299,9 +305,7 @@ Test(exchange, buffers_come_back_when_they_are_sent)
     unsigned char *first, *second, *results;
     struct party p;
 
-    open_party(&p, 2, &wide, rows);
-    a = &p.nodes[0].x;
-    b = &p.nodes[1].x;
+    open_pair(&p, &wide, rows, &a, &b);
     size = shunt_wire_gather_max(&wide, 256);
     first = shunt_exchange_gather_buffer(a, 1);
     results = shunt_exchange_results_buffer(a, 1);

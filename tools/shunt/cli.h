@@ -4,6 +4,7 @@
  * inspect.c, doctor.c); what they share:
  *
  *   options.c   engine options, the same names everywhere
+ *   launch.c    which node of a rack this is, where srun, mpirun or torchrun has started it
  *   node.c      one node of a rack in this process: open, submit, poll, close
  *   local.c     --nodes N: so many processes of this program, supervised
  *   wire.c      what a node process tells its supervisor
@@ -19,6 +20,8 @@
 
 #include <shunt.h>
 #include <stdio.h>
+
+#include "launch.h"
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
@@ -58,8 +61,12 @@ struct engine_options {
     uint32_t nodes; /* --nodes; 0: not given */
     bool has_rank;
     char *rack_text;             /* --rack as given; owned */
-    const char *rack[NODES_MAX]; /* into rack_text */
+    const char *rack[NODES_MAX]; /* into rack_text or launch */
     uint32_t rack_count;
+    uint32_t port;        /* of a launched rack's first node on each host */
+    const char *master;   /* host of its rank 0; or NULL */
+    bool launched;        /* the rack is a launcher's, not --rack's */
+    struct launch launch; /* ... then */
     struct shunt_config cfg;
 };
 
@@ -78,8 +85,12 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
 void engine_options_init(struct engine_options *o);
 void engine_options_fini(struct engine_options *o);
 
-/* Checks what only makes sense together. Return: 0 or EXIT_USAGE. */
+/* Checks what only makes sense together; takes the rack of a launcher where neither --rack nor
+ * --nodes is given. Return: 0 or EXIT_USAGE. */
 int engine_options_finish(struct engine_options *o, const char *command);
+
+/* One of the ranks that a launcher has started with rank 0's command line, which serve only. */
+bool engine_options_serve_only(const struct engine_options *o);
 
 extern const struct option_help engine_options_help[];
 
@@ -159,6 +170,9 @@ struct node_job {
 
 /* Runs a node to its end. Return: exit code; failures have been said. */
 int run_node(const struct node_job *job, const struct sink *sink);
+
+/* The same for a node without prompts or results: what `shunt node` does. */
+int serve_node(const struct engine_options *engine);
 
 /* ---- local.c */
 

@@ -325,6 +325,8 @@ int cmd_eval(int argc, char **argv)
         rc = spare_inputs(&c);
     if (!rc && c.logits && c.report && output_is_same(c.logits, c.report))
         rc = usage_error("eval", "--logits and --report name the same file, '%s'", c.report);
+    if (!rc && engine_options_serve_only(&c.engine))
+        c.report = NULL; /* the file is rank 0's */
     if (!rc && serves(&c))
         rc = serve(&c);
     else if (!rc && !c.ids_file)

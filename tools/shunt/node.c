@@ -467,13 +467,21 @@ static void ignore_summary(void *ctx, const struct node_summary *summary)
     (void)summary;
 }
 
-int cmd_node(int argc, char **argv)
+int serve_node(const struct engine_options *engine)
 {
     const struct sink sink = {.token = ignore_token,
                               .end = ignore_end,
                               .notice = say_notice,
                               .failure = say_failure,
                               .summary = ignore_summary};
+    const struct node_job job = {
+        .model = engine->model, .cfg = engine->cfg, .progress = isatty(STDERR_FILENO)};
+
+    return run_node(&job, &sink);
+}
+
+int cmd_node(int argc, char **argv)
+{
     struct node_command c;
     int rc;
 
@@ -487,12 +495,8 @@ int cmd_node(int argc, char **argv)
         rc = engine_options_finish(&c.engine, "node");
     if (!rc && c.engine.rack_count < 2)
         rc = usage_error("node", "a node needs a rack: --rank R --rack HOST:PORT,HOST:PORT,...");
-    if (!rc) {
-        const struct node_job job = {
-            .model = c.engine.model, .cfg = c.engine.cfg, .progress = isatty(STDERR_FILENO)};
-
-        rc = run_node(&job, &sink);
-    }
+    if (!rc)
+        rc = serve_node(&c.engine);
     engine_options_fini(&c.engine);
     return rc < 0 ? EXIT_DONE : rc;
 }

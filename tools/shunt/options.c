@@ -11,11 +11,15 @@
 /* A layer's expert, and the next one. */
 #define SLOTS_MIN 2
 
+#define PORT_DEFAULT 7170
+
 const struct option_help engine_options_help[] = {
     {"--model", 'm', "FILE", "model file (GGUF)"},
     {"--nodes", 0, "N", "run N nodes as N processes on this machine"},
     {"--rank", 0, "R", "this node's place in --rack, from 0"},
     {"--rack", 0, "HOST:PORT,...", "the address of every node, the same list on each"},
+    {"--port", 0, "P", "of a rack that srun, mpirun or torchrun has started (default 7170)"},
+    {"--master", 0, "HOST", "where its rank 0 runs, if the launcher does not say"},
     {"--allow-remote", 0, NULL, "talk to other machines; connections are not authenticated yet"},
     {"--slots", 0, "40%|N", "experts held in memory per node (default: what --memory allows)"},
     {"--memory", 0, "SIZE",
@@ -163,6 +167,7 @@ int take_count(const char *command, const char *name, const char *value, uint64_
 void engine_options_init(struct engine_options *o)
 {
     memset(o, 0, sizeof(*o));
+    o->port = PORT_DEFAULT;
     shunt_config_init(&o->cfg);
 }
 
@@ -385,6 +390,16 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
     }
     if (!strcmp(name, "--rack"))
         return parse_rack(o, command, value);
+    if (!strcmp(name, "--port")) {
+        if (take_count(command, name, value, 1, UINT16_MAX, &number))
+            return -1;
+        o->port = (uint32_t)number;
+        return 1;
+    }
+    if (!strcmp(name, "--master")) {
+        o->master = value;
+        return 1;
+    }
     if (!strcmp(name, "--allow-remote")) {
         o->cfg.allow_remote = true;
         return 1;
@@ -411,6 +426,47 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
     return member_option(o, command, name, value);
 }
 
+static const char *get_variable(void *ctx, const char *name)
+{
+    (void)ctx;
+    return getenv(name);
+}
+
+/* The seat that a launcher has given to this process, if one has. */
+static int take_launched_rack(struct engine_options *o, const char *command)
+{
+    const struct launch_environment env = {
+        .get = get_variable, .master = o->master, .port = o->port};
+    struct launch *launch = &o->launch;
+    char why[512];
+    int rc = launch_from_environment(&env, launch, why, sizeof(why));
+
+    if (rc < 0)
+        return usage_error(command, "%s", why);
+    if (rc == 0)
+        return 0;
+    /* To go when a node can learn the others' addresses from rank 0: they are NULL in cfg.rack. */
+    if (!launch_is_complete(launch))
+        return usage_error(command,
+                           "%s says where rank 0 runs (%s), and not where the others do; this "
+                           "version needs --rank and --rack for that",
+                           launch->by, launch->addresses[0]);
+    for (uint32_t i = 0; i < launch->count; i++)
+        o->rack[i] = launch->addresses[i][0] ? launch->addresses[i] : NULL;
+    o->rack_count = launch->count;
+    o->cfg.rank = launch->rank;
+    o->cfg.local_nodes = launch->local;
+    o->launched = true;
+    if (launch->rank == 0)
+        complain("started by %s: rank 0 of %u, on %s", launch->by, launch->count, o->rack[0]);
+    return 0;
+}
+
+bool engine_options_serve_only(const struct engine_options *o)
+{
+    return o->launched && o->cfg.rank != 0;
+}
+
 int engine_options_finish(struct engine_options *o, const char *command)
 {
     if (!o->model)
@@ -422,6 +478,8 @@ int engine_options_finish(struct engine_options *o, const char *command)
     if (o->nodes && o->rack_count)
         return usage_error(command,
                            "--nodes starts a rack here, --rank and --rack join one: which?");
+    if (!o->nodes && !o->rack_count && take_launched_rack(o, command))
+        return EXIT_USAGE;
     if (o->rack_count) {
         if (o->cfg.rank >= o->rack_count)
             return usage_error(command, "--rank %u, but --rack has %u nodes", o->cfg.rank,

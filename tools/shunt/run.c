@@ -268,6 +268,16 @@ static int spare_inputs(const struct run_command *c)
               : output_spares("run", "--report", c->report, c->prompt_files, c->prompt_file_count);
 }
 
+/* The prompts are this process's. */
+static int run_here(struct run_command *c, struct report_file *report)
+{
+    int rc = c->prompt_count ? 0 : read_prompt(c, "-");
+
+    if (!rc && c->report)
+        rc = report_open(report, c->report);
+    return rc ? rc : run_all(c, report);
+}
+
 int cmd_run(int argc, char **argv)
 {
     struct run_command *c = calloc(1, sizeof(*c));
@@ -280,24 +290,22 @@ int cmd_run(int argc, char **argv)
     }
     engine_options_init(&c->engine);
     c->sampling = (struct sampling){.tokens = TOKENS_DEFAULT, .top_p = 1};
-    rc = parse_arguments(argc, argv, "run",
-                         "run -m FILE [-p TEXT]... [OPTIONS]\n\n"
-                         "Generates text, on one node, on a rack of processes here (--nodes N), or "
-                         "as one node\nof a rack on several machines (--rank R --rack ...). "
-                         "Without -p the prompt is read\nfrom standard input.",
-                         own_options, engine_options_help, take_argument, c);
+    rc = parse_arguments(
+        argc, argv, "run",
+        "run -m FILE [-p TEXT]... [OPTIONS]\n\n"
+        "Generates text, on one node, on a rack of processes here (--nodes N), or "
+        "as one node\nof a rack on several machines (--rank R --rack ..., or started by "
+        "srun, mpirun or\ntorchrun). Without -p the prompt is read from standard "
+        "input.",
+        own_options, engine_options_help, take_argument, c);
     if (!rc)
         rc = engine_options_finish(&c->engine, "run");
     if (!rc && c->verify && c->engine.rack_count)
         rc = usage_error("run", "--verify works where all nodes are here: with --nodes");
     if (!rc)
         rc = spare_inputs(c);
-    if (!rc && c->prompt_count == 0)
-        rc = read_prompt(c, "-");
-    if (!rc && c->report)
-        rc = report_open(&report, c->report);
     if (!rc)
-        rc = run_all(c, &report);
+        rc = engine_options_serve_only(&c->engine) ? serve_node(&c->engine) : run_here(c, &report);
     report_abandon(&report);
     for (uint32_t i = 0; i < c->prompt_count; i++) {
         free(c->prompts[i].text);
