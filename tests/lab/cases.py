@@ -35,7 +35,7 @@ def case(*args, name=None, waits_for=None):
     passes, it is time to take the mark away."""
     def register(fn):
         words = '-'.join([name or fn.__name__, *map(str, args)])
-        cases.append(Case(fn, words.replace('_', '-'), args, waits_for))
+        cases.append(Case(fn, re.sub('[ _]', '-', words), args, waits_for))
         return fn
     return register
 
@@ -82,16 +82,28 @@ def ended(guests, wanted, timeout=TIMEOUT):
 
 # ---- the contract of a transport
 
-@case('verbs')
-def contract(lab, transport):
-    """the contract that every transport keeps, over {0}, from rxe0 to rxe1"""
-    program = lab.build / 'tests' / f'test-transport-{transport}'
+RAILS = {'one rail': '', 'two rails': 'rxe0,rxe2 rxe1,rxe3'}
+
+
+def contract(lab, rails):
+    """the contract that every transport keeps, over verbs and {0}"""
+    program = lab.build / 'tests' / 'test-transport-verbs'
     if not program.exists():
-        raise Skip(f'no {program.name} in the build: it is without {transport}, or Criterion')
-    with lab.guests(1, f'exec {shlex.quote(str(program))} -j1 --tap', cpus=2) as guests:
+        raise Skip(f'no {program.name} in the build: it is without verbs, or Criterion')
+    with lab.guests(1, f'export SHUNT_TEST_RDMA_DEVICES={shlex.quote(RAILS[rails])}',
+                    '[ "$SHUNT_TEST_RDMA_DEVICES" ] || unset SHUNT_TEST_RDMA_DEVICES',
+                    f'{shlex.quote(str(program))} -j1 --tap || exit',
+                    # Credit keeps a receive for whatever comes: nobody is ever told to try again.
+                    'cat /sys/class/infiniband/*/ports/1/hw_counters/rcvd_rnr_err >/run/lab/rnr',
+                    cpus=2, rails=2 if RAILS[rails] else 1) as guests:
         ended(guests, [0])
         text = guests.text(0, 'stdout')
         check(re.search(r'^ok ', text, re.M) and not re.search(r'^not ok|# SKIP', text, re.M), text)
+        check_equal(set(guests.text(0, 'rnr').split()), {'0'}, 'receiver not ready')
+
+
+for rails in RAILS:
+    case(rails, name='contract-verbs')(contract)
 
 
 # ---- a rack's answer is one node's
