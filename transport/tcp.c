@@ -195,13 +195,14 @@ static uint16_t take_credit(struct peer *p)
     return released;
 }
 
-/* A put that has begun is sent to its end before anything else; one that has not waits for credit
- * of the peer's. Return: true when the oldest put is sent whole. */
+/* A put that has begun is sent to its end before anything else, also when the stream has not taken
+ * any of it: TLS must be offered the same bytes again. One that has not waits for credit of the
+ * peer's. Return: true when the oldest put is sent whole. */
 static bool send_oldest(struct peer *p)
 {
     struct open_put *put = &p->puts[p->first];
 
-    if (p->count > 0 && put->sent > 0)
+    if (p->count > 0 && put->begun)
         return send_some(p, put);
     if (!p->crediting && p->untold >= CREDIT_EVERY) {
         p->credit = (struct open_put){
@@ -211,13 +212,11 @@ static bool send_oldest(struct peer *p)
     if (p->crediting && !send_some(p, &p->credit))
         return false;
     p->crediting = false;
-    if (p->count == 0 || (!put->begun && p->under_way == SHUNT_TRANSPORT_WINDOW))
+    if (p->count == 0 || p->under_way == SHUNT_TRANSPORT_WINDOW)
         return false;
-    if (!put->begun) {
-        put->begun = true;
-        put->header.released = take_credit(p);
-        p->under_way++;
-    }
+    put->begun = true;
+    put->header.released = take_credit(p);
+    p->under_way++;
     return send_some(p, put);
 }
 
