@@ -62,6 +62,7 @@ static void open_party(struct party *p, uint32_t node_count, const struct shunt_
     for (uint32_t n = 0; n < node_count; n++) {
         struct node *node = &p->nodes[n];
         struct shunt_carve carve = {0};
+        struct shunt_region memory;
 
         snprintf(p->labels[n].label, sizeof(p->labels[n].label), "rank %u", n);
         cfg.rank = n;
@@ -72,8 +73,11 @@ static void open_party(struct party *p, uint32_t node_count, const struct shunt_
         carve = (struct shunt_carve){.base = node->memory};
         shunt_exchange_carve(&node->x, &cfg, &carve);
         cr_assert_eq(carve.used, node->bytes);
+        memory = (struct shunt_region){.base = node->memory, .bytes = node->bytes, .fd = -1};
         cr_assert_eq(shunt_exchange_open(&node->x, &shunt_transport_tcp, p->labels,
-                                         &(struct shunt_transport_config){.streams = streams[n]},
+                                         &(struct shunt_transport_config){.streams = streams[n],
+                                                                          .memory = &memory,
+                                                                          .memory_count = 1},
                                          NULL),
                      0);
     }
