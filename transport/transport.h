@@ -133,6 +133,7 @@ struct shunt_transport_ops {
 };
 
 extern const struct shunt_transport_ops shunt_transport_tcp;
+extern const struct shunt_transport_ops shunt_transport_shm;
 extern const struct shunt_transport_ops shunt_transport_verbs; /* with SHUNT_HAVE_VERBS */
 
 #endif

@@ -451,12 +451,13 @@ static bool sleep_for_arrival(const struct sleeper *s, uint32_t spins)
 
     for (;;) {
         struct pollfd fds[MESH_NODES_MAX];
-        struct shunt_completion c;
+        struct shunt_completion c[SHUNT_TRANSPORT_DEPTH + 1];
+        bool arrived = false;
 
-        while (ops->poll(t, &c, 1)) {
-            if (c.event != SHUNT_TRANSPORT_ARRIVED)
-                continue;
-            ops->release(t, c.peer, 1);
+        for (uint32_t i = ops->poll(t, c, SHUNT_TRANSPORT_DEPTH + 1); i-- > 0;)
+            arrived |= c[i].event == SHUNT_TRANSPORT_ARRIVED;
+        if (arrived) {
+            ops->release(t, 1 - s->n, 1);
             return true;
         }
         if (spins > 0)
