@@ -22,6 +22,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,6 +31,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -52,8 +55,8 @@ _Static_assert((RING & (RING - 1)) == 0, "the numbers of puts wrap");
 /* ---- shared memory */
 
 /* A put that is there. One cache line each: the sender writes one while the receiver reads another.
- * `number` counts the puts of the pair from 1 and is stored last (release), so that whoever has
- * seen it (acquire) sees the rest of the line and the bytes in the inbox. A slot is written again
+ * `number` counts the puts of the pair from 1 and is stored last, so that whoever has
+ * seen it sees the rest of the line and the bytes in the inbox. A slot is written again
  * only after the receiver has released it, so the ring is never full. */
 struct announcement {
     _Alignas(SHUNT_CACHE_LINE) _Atomic uint32_t number;
@@ -65,8 +68,8 @@ struct announcement {
 struct channel {
     uint8_t nonce[NONCE_BYTES];     /* that of its word: this is the memory that was meant */
     uint64_t inbox_dev, inbox_node; /* so is this inbox */
-    /* Of the peer's puts, from 0: those it may send again. Stored with release after the last read
-     * of their bytes, loaded with acquire before new bytes are put over them. */
+    /* Of the peer's puts, those it may put others over. Stored after the last read of their bytes,
+     * loaded before new bytes are put over them. */
     _Alignas(SHUNT_CACHE_LINE) _Atomic uint32_t released;
     /* Odd while this node sleeps or is about to. See fall_asleep. The peer looks at it after each
      * put: on a line that seldom changes. */
@@ -478,6 +481,7 @@ static int shm_open_transport(struct shunt_transport **out,
                               const struct shunt_transport_config *cfg, struct shunt_error *err)
 {
     struct shunt_transport *t = allocate(cfg);
+    const int one = 1;
     int rc;
 
     if (!t) {
@@ -497,6 +501,8 @@ static int shm_open_transport(struct shunt_transport **out,
         p->stream = i == cfg->rank ? SHUNT_STREAM_NONE : cfg->streams[i];
         p->state = p->stream.fd >= 0 ? TELLING : ABSENT;
         p->inbox_bytes = cfg->peer_inbox_bytes[i];
+        if (p->state == TELLING) /* a byte that wakes must not wait for another's acknowledgement */
+            setsockopt(p->stream.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     }
     rc = open_peers(t, cfg, err);
     if (rc) {
@@ -512,18 +518,18 @@ static int shm_open_transport(struct shunt_transport **out,
 /* This node begins to sleep or ends it. */
 static void count_sleep(struct peer *p)
 {
-    atomic_store_explicit(&p->to->sleeps, ++p->sleeps, memory_order_relaxed);
+    atomic_store_explicit(&p->to->sleeps, ++p->sleeps, memory_order_seq_cst);
 }
 
 /* After something was stored for the peer. Either it sees that before it sleeps, or we see here
- * that it sleeps: the fence pairs with the one in fall_asleep. A sleep is ended once. */
+ * that it sleeps: of two that each store and then load, with seq_cst, one sees the other's store.
+ * The stores are `number` and `released` here and `sleeps` in count_sleep. A sleep is ended once.
+ */
 static void wake(struct peer *p)
 {
     const char byte = BYTE_WAKE;
-    uint32_t sleeps;
+    uint32_t sleeps = atomic_load_explicit(&p->from->sleeps, memory_order_seq_cst);
 
-    atomic_thread_fence(memory_order_seq_cst);
-    sleeps = atomic_load_explicit(&p->from->sleeps, memory_order_relaxed);
     if (sleeps % 2 == 0 || sleeps == p->woken)
         return;
     p->woken = sleeps;
@@ -547,7 +553,7 @@ static bool has_credit(struct peer *p)
 
     if (p->number - p->credited < RING)
         return true;
-    released = atomic_load_explicit(&p->from->released, memory_order_acquire);
+    released = atomic_load_explicit(&p->from->released, memory_order_acquire); /* see shm_release */
     if (released - p->credited > p->number - p->credited) {
         lose(p, -EPROTO, "it released messages that were never sent");
         return false;
@@ -562,8 +568,8 @@ static void announce(struct peer *p, const struct open_put *put)
 
     atomic_store_explicit(&a->imm, put->imm, memory_order_relaxed);
     atomic_store_explicit(&a->bytes, put->bytes, memory_order_relaxed);
-    /* Pairs with the acquire in next_arrival. */
-    atomic_store_explicit(&a->number, ++p->number, memory_order_release);
+    /* Releases what is above to next_arrival; seq_cst for wake. */
+    atomic_store_explicit(&a->number, ++p->number, memory_order_seq_cst);
     p->announced++;
     wake(p);
 }
@@ -645,12 +651,13 @@ static void check_deadline(struct peer *p)
 
 /* ---- receiving */
 
-/* The announcement of the peer's next put, or NULL. A number is either the next or none of ours. */
+/* The announcement of the peer's next put, or NULL. A number is either the next or none of ours.
+ * Acquires what announce stored before it; seq_cst for fall_asleep. */
 static const struct announcement *next_arrival(const struct peer *p)
 {
     const struct announcement *a = &p->from->ring[p->arrived % RING];
 
-    return atomic_load_explicit(&a->number, memory_order_acquire) == p->arrived + 1 ? a : NULL;
+    return atomic_load_explicit(&a->number, memory_order_seq_cst) == p->arrived + 1 ? a : NULL;
 }
 
 static void receive(struct shunt_transport *t, uint32_t peer, struct sink *sink)
@@ -690,8 +697,9 @@ static void shm_release(struct shunt_transport *t, uint32_t peer, uint32_t count
     p->released += count;
     if (p->state != UP || count == 0)
         return;
-    /* Pairs with the acquire in has_credit: our reads of the bytes come before the peer's next. */
-    atomic_store_explicit(&p->to->released, p->released, memory_order_release);
+    /* Releases to has_credit: our reads of the bytes come before the peer's next. seq_cst for wake.
+     */
+    atomic_store_explicit(&p->to->released, p->released, memory_order_seq_cst);
     wake(p);
 }
 
@@ -782,7 +790,7 @@ static bool has_work(const struct peer *p)
         return true;
     return p->count > 0 &&
            (p->number - p->credited < RING ||
-            atomic_load_explicit(&p->from->released, memory_order_relaxed) != p->credited);
+            atomic_load_explicit(&p->from->released, memory_order_seq_cst) != p->credited);
 }
 
 static bool any_has_work(const struct shunt_transport *t)
@@ -794,8 +802,7 @@ static bool any_has_work(const struct shunt_transport *t)
 }
 
 /* Tells the peers that they must wake us, then looks once more: what they stored before they could
- * know is seen now. The fence pairs with the one in wake: of two nodes that each store and then
- * look, one sees the other's store. Return: false when there is something to do. */
+ * know is seen now (see wake). Return: false when there is something to do. */
 static bool fall_asleep(struct shunt_transport *t)
 {
     if (any_has_work(t))
@@ -807,7 +814,6 @@ static bool fall_asleep(struct shunt_transport *t)
             count_sleep(p);
     }
     t->asleep = true;
-    atomic_thread_fence(memory_order_seq_cst);
     return !any_has_work(t);
 }
 

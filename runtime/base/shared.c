@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "runtime/base/cpu.h"
+
 #ifndef F_SEAL_FUTURE_WRITE /* Linux 5.1; C libraries came later */
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -28,10 +30,15 @@ int shunt_shared_create(struct shunt_shared *s, size_t bytes, enum shunt_shared_
                         const char *what, struct shunt_error *err)
 {
     const int seals = SIZE_SEALS | (access == SHUNT_SHARED_READ_ONLY ? F_SEAL_FUTURE_WRITE : 0);
-    int fd = memfd_create("shunt", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     void *base = MAP_FAILED;
-    int rc;
+    int fd, rc;
 
+    /* The kernel would put pages in place until there are none, and then end other processes. */
+    if (bytes > shunt_memory_available())
+        return shunt_error_set(err, -ENOMEM,
+                               "cannot share %zu bytes of memory for %s: less is available", bytes,
+                               what);
+    fd = memfd_create("shunt", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0 && fallocate(fd, 0, 0, (off_t)bytes) == 0)
         base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (base != MAP_FAILED && fcntl(fd, F_ADD_SEALS, seals) == 0) {

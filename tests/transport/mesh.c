@@ -4,9 +4,12 @@
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "runtime/base/clock.h"
 #include "tests/cluster/seats.h"
@@ -33,6 +36,21 @@ void *mesh_copy(const void *bytes, uint64_t len)
 }
 
 /* ---- nodes in one thread */
+
+void mesh_connect_tcp(int fds[2])
+{
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof(addr);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    cr_assert(bind(listener, (struct sockaddr *)&addr, len) == 0 && listen(listener, 1) == 0);
+    cr_assert_eq(getsockname(listener, (struct sockaddr *)&addr, &len), 0);
+    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(connect(fds[0], (struct sockaddr *)&addr, len), 0);
+    fds[1] = accept(listener, NULL, NULL);
+    cr_assert_geq(fds[1], 0);
+    close(listener);
+}
 
 struct opening {
     struct mesh *m;

@@ -83,6 +83,9 @@ void mesh_expect_arrived(struct mesh *m, uint32_t n, uint32_t peer, uint32_t imm
  * this times out, somebody's wake-up is missing. */
 void mesh_sleep(struct mesh *m);
 
+/* Both ends of a connection over the loopback. */
+void mesh_connect_tcp(int fds[2]);
+
 /* Descriptors that this process has open. */
 uint32_t mesh_descriptors(void);
 

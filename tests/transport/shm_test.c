@@ -7,7 +7,6 @@
 
 #include <criterion/criterion.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 
 #include "tests/random.h"
 #include "tests/transport/contract.h"
@@ -377,6 +376,26 @@ Test(shm, wakes_nobody_who_polls)
         cr_expect_eq(waiting_bytes(stream), 1);
         while (mesh_poll(&m, 0, &c, 1) || mesh_poll(&m, 1, &c, 1))
             ;
+    }
+    mesh_close(&m);
+}
+
+/* Over TCP a byte that wakes would else wait for the acknowledgement of the one before. */
+Test(shm, does_not_wait_to_fill_a_packet)
+{
+    static const struct transport_backend over_tcp = {.ops = &shunt_transport_shm,
+                                                      .connect = mesh_connect_tcp};
+    const uint64_t inboxes[] = {64, 64};
+    struct mesh m;
+
+    mesh_open(&m, &over_tcp, 2, inboxes, false);
+    for (uint32_t n = 0; n < 2; n++) {
+        int on = 0;
+        socklen_t len = sizeof(on);
+
+        cr_expect(getsockopt(m.nodes[n].t->peers[1 - n].stream.fd, IPPROTO_TCP, TCP_NODELAY, &on,
+                             &len) == 0 &&
+                  on);
     }
     mesh_close(&m);
 }

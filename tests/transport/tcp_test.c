@@ -19,23 +19,8 @@
 
 #define INBOX 200000u
 
-/* Both ends of a connection over the loopback. */
-static void connect_tcp(int fds[2])
-{
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(addr);
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    cr_assert(bind(listener, (struct sockaddr *)&addr, len) == 0 && listen(listener, 1) == 0);
-    cr_assert_eq(getsockname(listener, (struct sockaddr *)&addr, &len), 0);
-    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    cr_assert_eq(connect(fds[0], (struct sockaddr *)&addr, len), 0);
-    fds[1] = accept(listener, NULL, NULL);
-    cr_assert_geq(fds[1], 0);
-    close(listener);
-}
-
-static const struct transport_backend tcp = {.ops = &shunt_transport_tcp, .connect = connect_tcp};
+static const struct transport_backend tcp = {.ops = &shunt_transport_tcp,
+                                             .connect = mesh_connect_tcp};
 
 TRANSPORT_KEEPS_ALL(tcp, tcp)
 
@@ -52,7 +37,7 @@ static int bare_peer; /* what the two below kept */
 /* The transport gets one end, the test the other. */
 static void connect_bare_tcp(int fds[2])
 {
-    connect_tcp(fds);
+    mesh_connect_tcp(fds);
     bare_peer = fds[1];
     fds[1] = dup(fds[1]); /* for the node that mesh_open makes of it, which is closed at once */
 }
