@@ -172,7 +172,7 @@ struct shunt_config {
     bool
         allow_remote; /* talk to addresses other than loopback: connections are NOT authenticated */
     bool serve_only;  /* this node submits nothing and leaves when all nodes that do have left */
-    const char *transport; /* "auto" or "tcp" */
+    const char *transport; /* "auto"; "tcp"; "shm" (nodes of one host); "verbs" (RDMA) */
     int cancel_fd;         /* shunt_open gives up (-ECANCELED) when this becomes readable; or -1 */
     int64_t join_timeout_ns; /* for all nodes to be there and, each, to have loaded its weights.
                                 Default 60 s, 30 min */

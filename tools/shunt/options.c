@@ -27,7 +27,7 @@ const struct option_help engine_options_help[] = {
     {"--prefetch", 0, "on|off", "read the next layer's probable experts ahead (default on)"},
     {"--placement", 0, "prism|spread|off", "which experts stay where (default prism)"},
     {"--plan-interval", 0, "S", "seconds between two placements (default 10)"},
-    {"--transport", 0, "auto|tcp|verbs", "how rows travel between nodes"},
+    {"--transport", 0, "auto|tcp|shm|verbs", "how rows travel between nodes"},
     {"--io", 0, "auto|uring|pread", "how experts are read"},
     {"--io-mode", 0, "auto|direct|buffered", "past the page cache, or through it"},
     {"--join-timeout", 0, "S", "wait so long for the other nodes (default 60)"},
