@@ -616,6 +616,9 @@ static int shm_put(struct shunt_transport *t, uint32_t peer, const void *src, ui
         .deadline_ns = t->put_timeout_ns ? shunt_deadline_ns(t->put_timeout_ns) : INT64_MAX,
     };
     p->count++;
+    t->counters.puts_sent++;
+    t->counters.bytes_sent += bytes;
+    t->counters.writes++;
     if (p->announced == p->count - 1)
         send_some(p);
     return 0;
@@ -633,9 +636,6 @@ static void finish_puts(struct shunt_transport *t, uint32_t peer, struct sink *s
             .peer = peer,
             .imm = put->imm,
         };
-        t->counters.puts_sent++;
-        t->counters.bytes_sent += put->bytes;
-        t->counters.writes++;
         p->first = (p->first + 1) % SHUNT_TRANSPORT_DEPTH;
         p->count--;
         p->announced--;

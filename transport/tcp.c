@@ -259,6 +259,9 @@ static int tcp_put(struct shunt_transport *t, uint32_t peer, const void *src, ui
         .deadline_ns = t->put_timeout_ns ? shunt_deadline_ns(t->put_timeout_ns) : INT64_MAX,
     };
     p->count++;
+    t->counters.puts_sent++;
+    t->counters.bytes_sent += bytes;
+    t->counters.writes++;
     /* The common case: the socket takes it all now. SENT is handed out by poll either way. */
     if (p->count == 1)
         send_oldest(p);
@@ -287,9 +290,6 @@ static void finish_puts(struct shunt_transport *t, uint32_t peer, struct sink *s
             .peer = peer,
             .imm = put->header.imm,
         };
-        t->counters.puts_sent++;
-        t->counters.bytes_sent += put->header.bytes;
-        t->counters.writes++;
         p->first = (p->first + 1) % SHUNT_TRANSPORT_DEPTH;
         p->count--;
     }

@@ -104,7 +104,7 @@ struct shunt_completion {
 };
 
 struct shunt_transport_counters {
-    uint64_t puts_sent, puts_received;
+    uint64_t puts_sent, puts_received;   /* taken by put; ARRIVED */
     uint64_t bytes_sent, bytes_received; /* payload */
     uint64_t writes;                     /* work requests or the like that puts took */
     uint64_t signalled;                  /* completions that they asked for */
