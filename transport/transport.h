@@ -74,6 +74,8 @@ struct shunt_link_options {
     int64_t dead_after_ns; /* retries go on for at least this long */
 };
 
+struct shunt_loopback_net; /* loopback.h */
+
 struct shunt_transport_config {
     uint32_t rank;
     uint32_t node_count;
@@ -87,6 +89,7 @@ struct shunt_transport_config {
     const struct shunt_link_options *link; /* or NULL */
     const struct shunt_patience *patience; /* for what open has to say to the peers */
     struct shunt_notify notify;            /* of a slower path that was taken */
+    struct shunt_loopback_net *loopback;   /* what the loopback is opened on; else unused */
 };
 
 enum shunt_transport_event {

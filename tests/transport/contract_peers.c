@@ -173,6 +173,23 @@ void transport_loses_a_peer_at_every_point(const struct transport_backend *backe
     }
 }
 
+/* Until neither of two nodes has anything to do. */
+static void settle(struct mesh *m)
+{
+    const struct shunt_transport_ops *ops = m->backend->ops;
+    struct pollfd fds[2 * MESH_NODES_MAX];
+    uint32_t count;
+
+    do {
+        struct shunt_completion c;
+
+        while (mesh_poll(m, 0, &c, 1) || mesh_poll(m, 1, &c, 1))
+            ;
+        count = ops->prepare(m->nodes[0].t, fds, MESH_NODES_MAX);
+        count += ops->prepare(m->nodes[1].t, fds + count, MESH_NODES_MAX);
+    } while (poll(fds, count, 5) > 0);
+}
+
 /* Whoever sleeps is woken: with nothing under way, and with puts that wait for credit. */
 void transport_loses_a_peer_while_it_sleeps(const struct transport_backend *backend)
 {
@@ -187,11 +204,8 @@ void transport_loses_a_peer_while_it_sleeps(const struct transport_backend *back
         mesh_open(&m, backend, 2, inboxes, false);
         m.keeps = true;
         while (full && mesh_put(&m, 0, 1, room, 64, 0, 0) == 0)
-            for (uint32_t i = 0; i < 100; i++)
-                while (mesh_poll(&m, 0, &c, 1) || mesh_poll(&m, 1, &c, 1))
-                    ;
-        while (mesh_poll(&m, 0, &c, 1) || mesh_poll(&m, 1, &c, 1))
-            ;
+            settle(&m);
+        settle(&m);
         count = backend->ops->prepare(m.nodes[0].t, fds, MESH_NODES_MAX);
         cr_expect_eq(poll(fds, count, 20), 0, "there is nothing to wake for");
         mesh_close_node(&m, 1);
@@ -355,9 +369,11 @@ static int open_alone(const struct transport_backend *backend, const struct refu
     const uint64_t inboxes[] = {4096, 4096};
     struct mesh_node node = {.inbox_bytes = 4096};
     struct shunt_stream streams[2] = {SHUNT_STREAM_NONE, SHUNT_STREAM_NONE}, peer;
+    struct mesh mesh = {.backend = backend, .node_count = 2};
     struct shunt_transport *t = NULL;
     int rc;
 
+    mesh_open_net(&mesh);
     mesh_make_inbox(&node);
     mesh_connect(backend, &streams[1], &peer);
     rc = backend->ops->open(&t,
@@ -369,12 +385,14 @@ static int open_alone(const struct transport_backend *backend, const struct refu
                                 .memory = r->inbox ? &good : &r->region,
                                 .memory_count = 1,
                                 .patience = &patience,
+                                .loopback = mesh.net,
                             },
                             err);
     if (!rc)
         backend->ops->close(t);
     shunt_stream_close(&peer);
     shunt_shared_fini(&node.room);
+    shunt_loopback_destroy(mesh.net);
     return rc;
 }
 

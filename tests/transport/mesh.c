@@ -113,6 +113,7 @@ static void open_node(void *arg)
                                       .memory_count = 1,
                                       .put_timeout_ns = m->put_timeout_ns,
                                       .patience = &patience,
+                                      .loopback = m->net,
                                   },
                                   &o->err);
 }
@@ -141,11 +142,23 @@ static void open_nodes(struct mesh *m, const uint64_t *inbox_bytes,
         cr_assert_eq(openings[n].rc, 0, "%s", openings[n].err.text);
 }
 
+void mesh_open_net(struct mesh *m)
+{
+    struct shunt_loopback_config cfg;
+
+    if (!m->backend->simulated)
+        return;
+    cfg = *m->backend->simulated;
+    cfg.node_count = m->node_count;
+    cr_assert_eq(shunt_loopback_create(&m->net, &cfg, NULL), 0);
+}
+
 void mesh_open_as(struct mesh *m, const struct mesh *like, const uint64_t *inbox_bytes, bool star)
 {
     static struct shunt_stream streams[MESH_NODES_MAX][MESH_NODES_MAX];
 
     *m = *like;
+    mesh_open_net(m);
     for (uint32_t a = 0; a < m->node_count; a++)
         for (uint32_t b = 0; b < m->node_count; b++)
             streams[a][b] = SHUNT_STREAM_NONE;
@@ -187,6 +200,7 @@ void mesh_close(struct mesh *m)
         mesh_close_node(m, n);
         shunt_shared_fini(&node->room);
     }
+    shunt_loopback_destroy(m->net);
 }
 
 void mesh_sleep(struct mesh *m)

@@ -7,6 +7,7 @@
 #define SHUNT_TESTS_TRANSPORT_MESH_H
 
 #include "runtime/base/shared.h"
+#include "transport/loopback.h"
 #include "transport/transport.h"
 
 #define WAIT_MS 20000
@@ -16,7 +17,8 @@ struct transport_backend {
     const struct shunt_transport_ops *ops;
     void (*connect)(int fds[2]); /* two ends of a stream that the transport takes */
     bool by_nic;                 /* regions are the device's affair, DMA-BUFs among them */
-    bool simulated;              /* in virtual time, and the streams carry nothing */
+    /* What the nodes of a mesh are opened on, in virtual time: their streams carry nothing. */
+    const struct shunt_loopback_config *simulated;
 };
 
 #define MESH_NODES_MAX SHUNT_NODES_MAX
@@ -36,6 +38,7 @@ struct mesh {
     uint32_t node_count;
     bool keeps; /* ARRIVED puts are released by the test, not as soon as they are handed out */
     int64_t put_timeout_ns;
+    struct shunt_loopback_net *net;
     struct mesh_node nodes[MESH_NODES_MAX];
 };
 
@@ -54,6 +57,9 @@ struct shunt_completion mesh_next(struct mesh *m, uint32_t n);
 
 /* The same for a mesh that is `like` another in all but its nodes. */
 void mesh_open_as(struct mesh *m, const struct mesh *like, const uint64_t *inbox_bytes, bool star);
+
+/* The net of a simulated mesh, for a test that opens by itself. */
+void mesh_open_net(struct mesh *m);
 
 void mesh_close_node(struct mesh *m, uint32_t n);
 
