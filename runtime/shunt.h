@@ -186,7 +186,7 @@ struct shunt_config {
     bool
         allow_remote; /* talk to addresses other than loopback: connections are NOT authenticated */
     bool serve_only;  /* this node submits nothing and leaves when all nodes that do have left */
-    const char *transport; /* "auto", "tcp", "verbs" (RDMA) */
+    const char *transport; /* "auto"; "tcp"; "shm" (nodes of one host); "verbs" (RDMA) */
     struct shunt_link_options link;
     int64_t busy_poll_ns; /* a wait for a peer polls so long before it sleeps. Default 20 us */
     int cancel_fd;        /* shunt_open gives up (-ECANCELED) when this becomes readable; or -1 */

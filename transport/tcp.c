@@ -15,6 +15,7 @@
 
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
+#include "transport/region.h"
 #include "transport/transport.h"
 
 #define STAGE_BYTES  (64u << 10)
@@ -75,6 +76,8 @@ struct shunt_transport {
     unsigned char *inbox;
     uint64_t inbox_bytes;
     int64_t put_timeout_ns;
+    struct shunt_region *memory; /* [memory_count] */
+    uint32_t memory_count;
     struct peer *peers; /* [node_count] */
     unsigned char *stages;
     uint32_t turn; /* the peer that poll looks at first */
@@ -106,6 +109,7 @@ static bool tcp_close(struct shunt_transport *t)
         return true;
     for (uint32_t i = 0; t->peers && i < t->node_count; i++)
         shunt_stream_close(&t->peers[i].stream);
+    free(t->memory);
     free(t->peers);
     free(t->stages);
     free(t);
@@ -117,24 +121,31 @@ static uint64_t tcp_footprint(uint32_t node_count)
     return sizeof(struct shunt_transport) + node_count * (STAGE_BYTES + sizeof(struct peer));
 }
 
+static struct shunt_transport *allocate(const struct shunt_transport_config *cfg)
+{
+    struct shunt_transport *t = calloc(1, sizeof(*t));
+
+    if (!t)
+        return NULL;
+    t->peers = calloc(cfg->node_count, sizeof(*t->peers));
+    t->stages = malloc((size_t)cfg->node_count * STAGE_BYTES);
+    t->memory = calloc(cfg->memory_count + 1, sizeof(*t->memory));
+    if (t->peers && t->stages && t->memory)
+        return t;
+    tcp_close(t); /* of no nodes yet */
+    return NULL;
+}
+
 static int tcp_open(struct shunt_transport **out, const struct shunt_transport_config *cfg,
                     struct shunt_error *err)
 {
-    struct shunt_transport *t = calloc(1, sizeof(*t));
+    struct shunt_transport *t = allocate(cfg);
     const int one = 1;
+    int rc;
 
-    if (t) {
-        t->peers = calloc(cfg->node_count, sizeof(*t->peers));
-        t->stages = malloc((size_t)cfg->node_count * STAGE_BYTES);
-    }
-    if (!t || !t->peers || !t->stages) {
+    if (!t) {
         for (uint32_t i = 0; i < cfg->node_count; i++)
             shunt_stream_close(&(struct shunt_stream){cfg->streams[i].fd, cfg->streams[i].tls});
-        if (t)
-            free(t->peers);
-        if (t)
-            free(t->stages);
-        free(t);
         return shunt_error_set(err, -ENOMEM, "out of memory for the tcp transport");
     }
     t->rank = cfg->rank;
@@ -142,6 +153,8 @@ static int tcp_open(struct shunt_transport **out, const struct shunt_transport_c
     t->inbox = cfg->inbox.base;
     t->inbox_bytes = cfg->inbox.bytes;
     t->put_timeout_ns = cfg->put_timeout_ns;
+    t->memory_count = cfg->memory_count;
+    memcpy(t->memory, cfg->memory, cfg->memory_count * sizeof(*cfg->memory));
     for (uint32_t i = 0; i < cfg->node_count; i++) {
         struct peer *p = &t->peers[i];
 
@@ -150,6 +163,11 @@ static int tcp_open(struct shunt_transport **out, const struct shunt_transport_c
         p->stage = t->stages + (size_t)i * STAGE_BYTES;
         if (is_there(p)) /* a layer's message must not wait for the acknowledgement of the last */
             setsockopt(p->stream.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    }
+    rc = shunt_regions_check(cfg, "tcp", err);
+    if (rc) {
+        tcp_close(t);
+        return rc;
     }
     *out = t;
     return 0;
@@ -228,7 +246,8 @@ static int tcp_put(struct shunt_transport *t, uint32_t peer, const void *src, ui
     if (peer >= t->node_count || peer == t->rank)
         return -EINVAL;
     p = &t->peers[peer];
-    if (bytes > p->inbox_bytes || off > p->inbox_bytes - bytes)
+    if (bytes > p->inbox_bytes || off > p->inbox_bytes - bytes ||
+        !shunt_regions_hold(t->memory, t->memory_count, src, bytes))
         return -EINVAL;
     if (!is_there(p))
         return -EPIPE;
@@ -240,6 +259,9 @@ static int tcp_put(struct shunt_transport *t, uint32_t peer, const void *src, ui
         .deadline_ns = t->put_timeout_ns ? shunt_deadline_ns(t->put_timeout_ns) : INT64_MAX,
     };
     p->count++;
+    t->counters.puts_sent++;
+    t->counters.bytes_sent += bytes;
+    t->counters.writes++;
     /* The common case: the socket takes it all now. SENT is handed out by poll either way. */
     if (p->count == 1)
         send_oldest(p);
@@ -268,9 +290,6 @@ static void finish_puts(struct shunt_transport *t, uint32_t peer, struct sink *s
             .peer = peer,
             .imm = put->header.imm,
         };
-        t->counters.puts_sent++;
-        t->counters.bytes_sent += put->header.bytes;
-        t->counters.writes++;
         p->first = (p->first + 1) % SHUNT_TRANSPORT_DEPTH;
         p->count--;
     }

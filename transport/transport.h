@@ -61,6 +61,8 @@ struct shunt_region {
     uint64_t fd_offset;
 };
 
+struct shunt_loopback_net; /* loopback.h */
+
 struct shunt_transport_config {
     uint32_t rank;
     uint32_t node_count;
@@ -75,6 +77,7 @@ struct shunt_transport_config {
     int64_t dead_after_ns; /* a silence that is to be survived; 0: the default of --dead-after */
     const struct shunt_patience *patience; /* for what open has to say to the peers */
     struct shunt_notify notify;            /* of a slower path that was taken */
+    struct shunt_loopback_net *loopback;   /* what the loopback is opened on; else unused */
 };
 
 enum shunt_transport_event {
@@ -92,10 +95,10 @@ struct shunt_completion {
 };
 
 struct shunt_transport_counters {
-    uint64_t puts_sent, puts_received;
-    uint64_t bytes_sent; /* payload; how much was received, a NIC does not say */
-    uint64_t writes;     /* work requests or the like that puts took */
-    uint64_t signalled;  /* completions that they asked for */
+    uint64_t puts_sent, puts_received; /* taken by put; ARRIVED */
+    uint64_t bytes_sent;               /* payload; how much was received, a NIC does not say */
+    uint64_t writes;                   /* work requests or the like that puts took */
+    uint64_t signalled;                /* completions that they asked for */
 };
 
 struct shunt_transport_ops {
@@ -123,6 +126,7 @@ struct shunt_transport_ops {
 };
 
 extern const struct shunt_transport_ops shunt_transport_tcp;
+extern const struct shunt_transport_ops shunt_transport_shm;
 extern const struct shunt_transport_ops shunt_transport_verbs;
 
 #endif

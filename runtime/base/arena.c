@@ -2,19 +2,21 @@
 #include "runtime/base/arena.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "runtime/base/carve.h"
+#include "runtime/base/shared.h"
 
 #define HUGE_PAGE (2ull << 20)
 
-static int map_block(struct shunt_arena *arena, size_t bytes, const char *what,
-                     struct shunt_error *err)
+/* Room in the table for one more block. */
+static int grow_table(struct shunt_arena *arena, const char *what, struct shunt_error *err)
 {
     struct shunt_arena_block *grown;
-    void *base;
 
     if (arena->block_count == SHUNT_ARENA_BLOCKS_MAX)
         return shunt_error_set(err, -ENOMEM, "memory for %s: more than %u blocks of 1 GiB", what,
@@ -23,6 +25,24 @@ static int map_block(struct shunt_arena *arena, size_t bytes, const char *what,
     if (!grown)
         return shunt_error_set(err, -ENOMEM, "out of memory for the block table");
     arena->blocks = grown;
+    return 0;
+}
+
+static void add_block(struct shunt_arena *arena, void *base, size_t bytes, int fd)
+{
+    arena->blocks[arena->block_count++] =
+        (struct shunt_arena_block){.base = base, .bytes = bytes, .fd = fd};
+    arena->bytes += bytes;
+}
+
+static int map_block(struct shunt_arena *arena, size_t bytes, const char *what,
+                     struct shunt_error *err)
+{
+    void *base;
+    int rc = grow_table(arena, what, err);
+
+    if (rc)
+        return rc;
     base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                 -1, 0);
     /* EAGAIN: of a process that locks all its memory, and is at its limit */
@@ -33,8 +53,7 @@ static int map_block(struct shunt_arena *arena, size_t bytes, const char *what,
      * small node does not become resident in more than it asked for. */
     if (bytes % HUGE_PAGE == 0)
         madvise(base, bytes, MADV_HUGEPAGE);
-    arena->blocks[arena->block_count++] = (struct shunt_arena_block){.base = base, .bytes = bytes};
-    arena->bytes += bytes;
+    add_block(arena, base, bytes, -1);
     return 0;
 }
 
@@ -49,6 +68,26 @@ int shunt_arena_alloc(struct shunt_arena *arena, size_t bytes, const char *what,
     if (rc)
         return rc;
     *out = arena->blocks[arena->block_count - 1].base;
+    return 0;
+}
+
+int shunt_arena_alloc_shared(struct shunt_arena *arena, size_t bytes, const char *what, void **out,
+                             int *fd, struct shunt_error *err)
+{
+    struct shunt_shared shared;
+    int rc;
+
+    if (bytes > SSIZE_MAX - SHUNT_ARENA_PAGE)
+        return shunt_error_set(err, -ENOMEM, "cannot map %zu bytes for %s", bytes, what);
+    rc = grow_table(arena, what, err);
+    if (!rc)
+        rc = shunt_shared_create(&shared, shunt_align_up(bytes ? bytes : 1, SHUNT_ARENA_PAGE),
+                                 SHUNT_SHARED_WRITABLE, what, err);
+    if (rc)
+        return rc;
+    add_block(arena, shared.base, shared.bytes, shared.fd);
+    *out = shared.base;
+    *fd = shared.fd;
     return 0;
 }
 
@@ -81,8 +120,11 @@ int shunt_arena_alloc_many(struct shunt_arena *arena, size_t stride, uint32_t co
 
 void shunt_arena_fini(struct shunt_arena *arena)
 {
-    for (uint32_t i = 0; i < arena->block_count; i++)
+    for (uint32_t i = 0; i < arena->block_count; i++) {
         munmap(arena->blocks[i].base, arena->blocks[i].bytes);
+        if (arena->blocks[i].fd >= 0)
+            close(arena->blocks[i].fd);
+    }
     free(arena->blocks);
     memset(arena, 0, sizeof(*arena));
 }

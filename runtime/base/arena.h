@@ -18,6 +18,7 @@
 struct shunt_arena_block {
     unsigned char *base;
     size_t bytes; /* mapped, multiple of SHUNT_ARENA_PAGE */
+    int fd;       /* of a block that other processes can map; else -1 */
 };
 
 struct shunt_arena {
@@ -30,6 +31,12 @@ struct shunt_arena {
  * block gets a larger block, which nobody registers. Return: 0 or -ENOMEM. */
 int shunt_arena_alloc(struct shunt_arena *arena, size_t bytes, const char *what, void **out,
                       struct shunt_error *err);
+
+/* The same in a block of its own that other processes can map and write (base/shared.h): *fd, which
+ * stays the arena's, is the memfd whose bytes from 0 on the block is. Return: 0, -ENOMEM, -ENOSYS.
+ */
+int shunt_arena_alloc_shared(struct shunt_arena *arena, size_t bytes, const char *what, void **out,
+                             int *fd, struct shunt_error *err);
 
 /* Maps `count` pieces of `stride` bytes (at least 1), as many to a block as fit; out[i] is piece i.
  * The first of a block is aligned to SHUNT_ARENA_PAGE, so each is aligned to what divides `stride`.

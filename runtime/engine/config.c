@@ -9,6 +9,7 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/base/cpu.h"
+#include "runtime/cluster/address.h"
 #include "runtime/engine/engine_impl.h"
 
 #define CONTEXT_DEFAULT   2048u
@@ -95,9 +96,10 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
         {"auto", 0},
         {"tcp", 0},
         {"verbs", 1},
+        {"shm", 2},
     };
-    static const struct shunt_transport_ops *const transport_ops[] = {&shunt_transport_tcp,
-                                                                      &shunt_transport_verbs};
+    static const struct shunt_transport_ops *const transport_ops[] = {
+        &shunt_transport_tcp, &shunt_transport_verbs, &shunt_transport_shm};
     static const struct choice placements[] = {{"prism", SHUNT_PLACEMENT_PRISM},
                                                {"spread", SHUNT_PLACEMENT_SPREAD},
                                                {"off", SHUNT_PLACEMENT_OFF}};
@@ -133,6 +135,18 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
         return shunt_error_set(
             err, -ENOTSUP, "kernels: this processor or this build has no %s; use auto", kernels);
     return 0;
+}
+
+bool shunt_rack_is_one_host(const char *const *addresses, uint32_t node_count)
+{
+    for (uint32_t n = 0; n < node_count; n++) {
+        struct shunt_address address;
+
+        if (shunt_address_parse(&address, addresses[n], NULL) ||
+            !shunt_address_is_loopback(&address))
+            return false;
+    }
+    return true;
 }
 
 /* ---- numbers */
@@ -290,8 +304,11 @@ static uint64_t measure_work(const struct shunt_options *o, const struct shunt_m
     shunt_engine_carve(&e, rows, &carve);
     if (e.node_count > 1)
         queues += o->transport->footprint(e.node_count);
+    if (e.node_count > 1 && o->transport->needs_shared_inbox)
+        queues += shunt_exchange_reach_bytes(&e.exchange.cfg);
     /* Residency and placement tables, and on rank 0 the planner's. */
-    return pages(carve.used) + queues + keys * 64 + (e.rank == 0 ? keys * e.node_count * 20 : 0);
+    return pages(carve.used) + pages(shunt_exchange_inbox_bytes(&e.exchange.cfg, e.rank)) + queues +
+           keys * 64 + (e.rank == 0 ? keys * e.node_count * 20 : 0);
 }
 
 /* More than any machine has where the product does not fit: the limits of an architecture are wide

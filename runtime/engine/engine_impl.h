@@ -58,6 +58,10 @@ int shunt_options_resolve(struct shunt_options *o, const struct shunt_model *mod
 int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
                       const uint32_t *rows_max, struct shunt_error *err);
 
+/* Whether nodes at these addresses ("host:port") can be expected to share memory (shm): all of them
+ * are loopback addresses. Open finds out whether they do. May ask the name service. */
+bool shunt_rack_is_one_host(const char *const *addresses, uint32_t node_count);
+
 /* ---- sequences */
 
 enum shunt_sequence_state {
@@ -139,7 +143,7 @@ struct shunt {
     struct shunt_weights weights;
     struct shunt_moe moe;
 
-    void *work; /* everything carved: activations, buffers, inbox */
+    void *work; /* everything carved: activations and buffers */
     size_t work_bytes;
     float *rope; /* [context][head_dim]: cosines, then sines */
     float *kv;   /* [sequence][layer][k, v][kv_head][context][head_dim] */

@@ -6,8 +6,6 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "runtime/base/bytes.h"
-
 /* The immediate: kind in the high bits, the tick's low bits below. The header repeats them in full.
  */
 #define IMM_TICK_BITS 28
@@ -40,6 +38,17 @@ uint64_t shunt_exchange_inbox_bytes(const struct shunt_exchange_config *cfg, uin
     return bytes;
 }
 
+uint64_t shunt_exchange_reach_bytes(const struct shunt_exchange_config *cfg)
+{
+    const uint64_t gathers = 2 * shunt_wire_gather_max(&cfg->shape, cfg->rows_max[cfg->rank]);
+    uint64_t bytes = 0;
+
+    for (uint32_t r = 0; r < cfg->node_count; r++)
+        if (r != cfg->rank)
+            bytes += results_bytes(cfg, r) + gathers;
+    return bytes;
+}
+
 /* Where in the inbox of `to` the messages of `from` lie. */
 static uint64_t gather_off(const struct shunt_exchange_config *cfg, uint32_t to, uint32_t from,
                            uint64_t tick)
@@ -57,9 +66,7 @@ void shunt_exchange_carve(struct shunt_exchange *x, const struct shunt_exchange_
 {
     memset(x, 0, sizeof(*x));
     x->cfg = *cfg;
-    x->inbox_bytes = shunt_exchange_inbox_bytes(cfg, cfg->rank);
     x->results_bytes = results_bytes(cfg, cfg->rank);
-    x->inbox = shunt_carve_aligned(carve, x->inbox_bytes, 1, SHUNT_WIRE_ALIGN);
     x->gather_out_bytes = shunt_wire_gather_max(&cfg->shape, cfg->rows_max[cfg->rank]);
     for (uint32_t r = 0; r < cfg->node_count; r++) {
         uint64_t entries = (uint64_t)cfg->rows_max[r] * cfg->shape.used_count;
@@ -71,6 +78,12 @@ void shunt_exchange_carve(struct shunt_exchange *x, const struct shunt_exchange_
             carve, sizeof(struct shunt_wire_header) + entries * cfg->shape.hidden * sizeof(float),
             1, SHUNT_WIRE_ALIGN);
     }
+}
+
+void shunt_exchange_set_inbox(struct shunt_exchange *x, const struct shunt_region *inbox)
+{
+    x->inbox = *inbox;
+    x->inbox.bytes = shunt_exchange_inbox_bytes(&x->cfg, x->cfg.rank);
 }
 
 int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_ops *ops,
@@ -88,7 +101,7 @@ int shunt_exchange_open(struct shunt_exchange *x, const struct shunt_transport_o
         sizes[r] = shunt_exchange_inbox_bytes(&x->cfg, r);
     cfg.rank = x->cfg.rank;
     cfg.node_count = x->cfg.node_count;
-    cfg.inbox = (struct shunt_region){.base = x->inbox, .bytes = x->inbox_bytes, .fd = -1};
+    cfg.inbox = x->inbox;
     cfg.peer_inbox_bytes = sizes;
     x->nodes = nodes;
     x->ops = ops;
@@ -105,7 +118,7 @@ bool shunt_exchange_close(struct shunt_exchange *x)
 
 unsigned char *shunt_exchange_results_area(const struct shunt_exchange *x)
 {
-    return x->inbox;
+    return x->inbox.base;
 }
 
 /* ---- sending */
@@ -182,13 +195,21 @@ int shunt_exchange_put_results(struct shunt_exchange *x, uint32_t peer, uint64_t
 
 /* ---- receiving */
 
+static const struct shunt_wire_header *gather_area(const struct shunt_exchange *x, uint32_t peer,
+                                                   uint64_t tick)
+{
+    const unsigned char *inbox = x->inbox.base;
+
+    return (const void *)(inbox + gather_off(&x->cfg, x->cfg.rank, peer, tick));
+}
+
 const void *shunt_exchange_gathered(const struct shunt_exchange *x, uint32_t peer)
 {
     const struct shunt_arrival *a = &x->gathered[peer][x->tick % 2];
 
     if (!a->there || a->tick != x->tick)
         return NULL;
-    return x->inbox + gather_off(&x->cfg, x->cfg.rank, peer, x->tick);
+    return gather_area(x, peer, x->tick);
 }
 
 bool shunt_exchange_has_results(const struct shunt_exchange *x, uint32_t peer)
@@ -216,9 +237,7 @@ static int take_gather(struct shunt_exchange *x, const struct shunt_completion *
         if (a->there && a->tick == tick)
             break;
         *a = (struct shunt_arrival){.tick = tick, .there = true};
-        x->bytes_received +=
-            shunt_load_u32(x->inbox + gather_off(&x->cfg, x->cfg.rank, c->peer, tick) +
-                           offsetof(struct shunt_wire_header, bytes));
+        x->bytes_received += gather_area(x, c->peer, tick)->bytes;
         return 0;
     }
     return shunt_error_set(err, -EPROTO,

@@ -45,8 +45,7 @@ struct shunt_exchange {
     const struct shunt_rack_node *nodes; /* for messages */
     uint64_t tick;                       /* of the gather under way */
 
-    unsigned char *inbox;
-    uint64_t inbox_bytes;
+    struct shunt_region inbox;
     uint64_t results_bytes;                     /* the inbox's first part */
     unsigned char *gather_out[SHUNT_NODES_MAX]; /* to each peer, two areas used in turn */
     unsigned char *results_out[SHUNT_NODES_MAX];
@@ -62,9 +61,13 @@ struct shunt_exchange {
     int lost_error[SHUNT_NODES_MAX];
 };
 
-/* Lays out inbox and send buffers; run once to measure, once to place. */
+/* Lays out the send buffers; run once to measure, once to place. */
 void shunt_exchange_carve(struct shunt_exchange *x, const struct shunt_exchange_config *cfg,
                           struct shunt_carve *carve);
+
+/* Where this node's inbox lies: at least shunt_exchange_inbox_bytes, at the beginning of a page. A
+ * piece of its own, because peers write there, and nowhere else. After carve, before open. */
+void shunt_exchange_set_inbox(struct shunt_exchange *x, const struct shunt_region *inbox);
 
 /* Opens the transport on the carved memory, which lies in link->memory. Of `link` the caller fills
  * in what is not the exchange's own: streams, memory, timeouts and options. Takes the streams over.
@@ -112,5 +115,9 @@ int shunt_exchange_poll(struct shunt_exchange *x, struct shunt_error *err);
 
 /* Bytes a peer may write beyond which its puts are refused. */
 uint64_t shunt_exchange_inbox_bytes(const struct shunt_exchange_config *cfg, uint32_t rank);
+
+/* Bytes of the peers' inboxes that this node ever writes: where it maps them, they are resident
+ * here as well. */
+uint64_t shunt_exchange_reach_bytes(const struct shunt_exchange_config *cfg);
 
 #endif

@@ -243,15 +243,31 @@ static int open_store(struct shunt *e, struct shunt_error *err)
     return shunt_store_open(&e->store, &e->arena, &cfg, err);
 }
 
+/* A piece of its own: the only one that peers write. */
+static int place_inbox(struct shunt *e, struct shunt_region *inbox, struct shunt_error *err)
+{
+    const bool shared = e->node_count > 1 && e->options.transport->needs_shared_inbox;
+    const uint64_t bytes = shunt_exchange_inbox_bytes(&e->exchange.cfg, e->rank);
+
+    *inbox = (struct shunt_region){.bytes = bytes, .fd = -1};
+    if (!shared)
+        return shunt_arena_alloc(&e->arena, bytes, "the inbox", &inbox->base, err);
+    inbox->kind = SHUNT_REGION_SHARED;
+    return shunt_arena_alloc_shared(&e->arena, bytes, "the inbox", &inbox->base, &inbox->fd, err);
+}
+
 static int place_memory(struct shunt *e, const uint32_t *rows_max, struct shunt_error *err)
 {
     struct shunt_carve carve = {0};
+    struct shunt_region inbox;
     void *base;
     void *kv;
     int rc;
 
     shunt_engine_carve(e, rows_max, &carve);
     rc = shunt_arena_alloc(&e->arena, carve.used, "activations and buffers", &base, err);
+    if (!rc)
+        rc = place_inbox(e, &inbox, err);
     if (!rc)
         rc = shunt_arena_alloc(&e->arena, e->options.footprint.kv_bytes, "the KV cache", &kv, err);
     if (rc)
@@ -260,6 +276,7 @@ static int place_memory(struct shunt *e, const uint32_t *rows_max, struct shunt_
     e->work_bytes = carve.used;
     carve = (struct shunt_carve){.base = base};
     shunt_engine_carve(e, rows_max, &carve);
+    shunt_exchange_set_inbox(&e->exchange, &inbox);
     e->kv = kv;
     shunt_moe_init(&e->moe);
     shunt_forward_init(e);
@@ -337,7 +354,7 @@ static int load_weights(struct shunt *e, const struct shunt_patience *patience,
 static int open_exchange(struct shunt *e, const struct shunt_patience *patience,
                          struct shunt_error *err)
 {
-    /* The block with the buffers: slots and weights are nobody's to send. */
+    /* The block with the buffers: slots, weights and what peers wrote are nobody's to send. */
     const struct shunt_region memory = {.base = e->work, .bytes = e->work_bytes, .fd = -1};
     struct shunt_stream streams[SHUNT_NODES_MAX];
     const struct shunt_transport_config link = {

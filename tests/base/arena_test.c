@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "runtime/base/cpu.h"
+#include "runtime/base/shared.h"
 #include "tests/random.h"
 
 #define HUGE (2u << 20)
@@ -333,4 +334,47 @@ Test(arena, takes_no_memory_before_it_is_touched)
     cr_expect_gt(shunt_memory_resident() - before, 60u << 20);
     expect_nothing_left(&a);
     cr_expect_lt(shunt_memory_resident() - before, 8u << 20);
+}
+
+/* A block that others can map: what they write is there, and it goes with the arena. */
+Test(arena, shares_a_block)
+{
+    struct shunt_arena arena = {0};
+    unsigned char *private, *shared, *others;
+    int fd = -1;
+
+    cr_assert_eq(shunt_arena_alloc(&arena, 100, "a", (void **)&private, NULL), 0);
+    cr_assert_eq(shunt_arena_alloc_shared(&arena, 5000, "b", (void **)&shared, &fd, NULL), 0);
+    cr_expect(arena.block_count == 2 && arena.bytes == 3 * SHUNT_ARENA_PAGE);
+    cr_expect(arena.blocks[0].fd == -1 && arena.blocks[1].fd == fd && fd >= 0);
+    cr_expect_null(shunt_shared_flaw(fd, 8192));
+    cr_expect_not_null(shunt_shared_flaw(fd, 8193));
+    others = mmap(NULL, 5000, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    cr_assert_neq(others, MAP_FAILED);
+    others[4999] = 7;
+    cr_expect(shared[4999] == 7 && shared[0] == 0);
+    munmap(others, 5000);
+    shunt_arena_fini(&arena);
+    cr_expect_not_null(shunt_shared_flaw(fd, 0));
+    cr_expect_eq(kernel.mapped, 0);
+}
+
+/* Whatever is refused, nothing stays open or mapped. */
+Test(arena, shares_nothing_when_refused)
+{
+    struct shunt_arena arena = {0};
+    struct shunt_error err = {0};
+    void *out = NULL;
+    int fd = -1, next = dup(0);
+
+    close(next);
+    kernel.until_refused = 1;
+    kernel.error = ENOMEM;
+    cr_expect_eq(shunt_arena_alloc_shared(&arena, 100, "b", &out, &fd, &err), -ENOMEM);
+    cr_expect(strstr(err.text, "for b"), "%s", err.text);
+    cr_expect_eq(shunt_arena_alloc_shared(&arena, SIZE_MAX, "b", &out, &fd, NULL), -ENOMEM);
+    cr_expect_eq(shunt_arena_alloc_shared(&arena, 1ull << 62, "b", &out, &fd, NULL), -ENOMEM);
+    cr_expect(out == NULL && fd == -1 && arena.block_count == 0 && kernel.mapped == 0);
+    cr_expect_eq(dup(0), next); /* the lowest free one still is */
+    shunt_arena_fini(&arena);
 }

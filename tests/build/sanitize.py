@@ -53,7 +53,7 @@ if not os.path.exists(os.path.join(folder, 'build.ninja')):
     subprocess.run(['meson', 'setup', folder, root, '-Db_lundef=false', '-Dwerror=true', *OPTIONS[kind], *options],
                    check=True)
 subprocess.run(['ninja', '-C', folder, 'tools/shunt', 'tests/driver/api', 'tests/driver/identity',
-                'tests/driver/planted', 'tests/driver/soak', 'tests/driver/threads'], check=True)
+                'tests/driver/planted', 'tests/driver/shm', 'tests/driver/soak', 'tests/driver/threads'], check=True)
 shunt, driver = f'{folder}/tools/shunt', f'{folder}/tests/driver'
 model = f'{root}/tools/demo/qwen3moe-demo-Q8_0.gguf'
 for planted, text in PLANTED[kind].items():
@@ -75,3 +75,4 @@ run([f'{driver}/identity', model], 0)
 run([f'{driver}/api', model], 0)
 run([f'{driver}/soak', model, '6', '1'], 0)
 run([f'{driver}/threads', '1'], 0)
+run([f'{driver}/shm', '1'], 0)

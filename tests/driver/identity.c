@@ -5,8 +5,8 @@
  * The first invariant: where an expert ran never changes the answer. Computes the logits of a
  * prompt and the tokens after it on one node with every expert in memory, then again in every way
  * that must not matter, and compares bytes: number of nodes, slots, prefetch, placement, threads,
- * chunk, another user on the same node. Without --full a subset in which every pair of settings
- * occurs.
+ * chunk, another user on the same node, transport. Without --full a subset in which every pair of
+ * settings occurs.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,15 +24,15 @@ static const char other_text[] = "static bool json_skip_ws(const char **p) {\n  
 
 /* ---- the ways */
 
-enum { NODES, SLOTS, PREFETCH, PLACEMENT, THREADS, CHUNK, USER, FACTORS };
+enum { NODES, SLOTS, PREFETCH, PLACEMENT, THREADS, CHUNK, USER, TRANSPORT, FACTORS };
 
-static const char *const factor_names[FACTORS] = {"nodes",   "slots", "prefetch",  "placement",
-                                                  "threads", "chunk", "other user"};
-static const uint32_t level_counts[FACTORS] = {3, 3, 2, 3, 2, 3, 2};
+static const char *const factor_names[FACTORS] = {"nodes",   "slots", "prefetch",   "placement",
+                                                  "threads", "chunk", "other user", "transport"};
+static const uint32_t level_counts[FACTORS] = {3, 3, 2, 3, 2, 3, 2, 2};
 
 static const char *const level_names[FACTORS][3] = {
     {"1", "2", "3"}, {"2", "40%", "100%"}, {"off", "on"}, {"off", "spread", "prism"},
-    {"1", "2"},      {"1", "7", "512"},    {"no", "yes"},
+    {"1", "2"},      {"1", "7", "512"},    {"no", "yes"}, {"tcp", "shm"},
 };
 
 struct way {
@@ -119,6 +119,7 @@ static void set_way(struct shunt_config *cfg, const struct way *way)
     cfg->prefetch = way->level[PREFETCH];
     cfg->placement = level_names[PLACEMENT][way->level[PLACEMENT]];
     cfg->threads = way->level[THREADS] + 1;
+    cfg->transport = level_names[TRANSPORT][way->level[TRANSPORT]];
     cfg->chunk = chunks[way->level[CHUNK]];
 }
 
@@ -213,7 +214,7 @@ static int compare(struct subject *s, const struct way *ways, uint32_t count)
 
 int main(int argc, char **argv)
 {
-    static struct way ways[1024];
+    static struct way ways[2048];
     struct shunt_model_info info = {.size = sizeof(info)};
     struct subject s = {.kernels = "auto"};
     struct shunt_error err;

@@ -14,13 +14,14 @@
 
 #include "runtime/base/clock.h"
 #include "tests/random.h"
+#include "transport/loopback.h"
 
 #define NODES_MAX 4u
 #define WAIT_NS   (20 * SHUNT_NS_PER_S)
 
 struct node {
     struct shunt_exchange x;
-    void *memory;
+    void *memory, *inbox;
     size_t bytes;
 };
 
@@ -49,9 +50,11 @@ static void connect_all(struct shunt_stream streams[NODES_MAX][NODES_MAX], uint3
     }
 }
 
-static void open_party(struct party *p, uint32_t node_count, const struct shunt_wire_shape *shape,
-                       const uint32_t *rows_max)
+static void open_party_on(struct party *p, uint32_t node_count,
+                          const struct shunt_wire_shape *shape, const uint32_t *rows_max,
+                          struct shunt_loopback_net *net)
 {
+    const struct shunt_transport_ops *ops = net ? &shunt_transport_loopback : &shunt_transport_tcp;
     struct shunt_exchange_config cfg = {.node_count = node_count, .shape = *shape};
     struct shunt_stream streams[NODES_MAX][NODES_MAX];
 
@@ -62,6 +65,7 @@ static void open_party(struct party *p, uint32_t node_count, const struct shunt_
     for (uint32_t n = 0; n < node_count; n++) {
         struct node *node = &p->nodes[n];
         struct shunt_carve carve = {0};
+        struct shunt_region memory;
 
         snprintf(p->labels[n].label, sizeof(p->labels[n].label), "rank %u", n);
         cfg.rank = n;
@@ -72,11 +76,24 @@ static void open_party(struct party *p, uint32_t node_count, const struct shunt_
         carve = (struct shunt_carve){.base = node->memory};
         shunt_exchange_carve(&node->x, &cfg, &carve);
         cr_assert_eq(carve.used, node->bytes);
-        cr_assert_eq(shunt_exchange_open(&node->x, &shunt_transport_tcp, p->labels,
-                                         &(struct shunt_transport_config){.streams = streams[n]},
+        memory = (struct shunt_region){.base = node->memory, .bytes = node->bytes, .fd = -1};
+        node->inbox = calloc(1, shunt_exchange_inbox_bytes(&cfg, n));
+        cr_assert(node->inbox);
+        shunt_exchange_set_inbox(&node->x, &(struct shunt_region){.base = node->inbox, .fd = -1});
+        cr_assert_eq(shunt_exchange_open(&node->x, ops, p->labels,
+                                         &(struct shunt_transport_config){.streams = streams[n],
+                                                                          .memory = &memory,
+                                                                          .memory_count = 1,
+                                                                          .loopback = net},
                                          NULL),
                      0);
     }
+}
+
+static void open_party(struct party *p, uint32_t node_count, const struct shunt_wire_shape *shape,
+                       const uint32_t *rows_max)
+{
+    open_party_on(p, node_count, shape, rows_max, NULL);
 }
 
 /* Two of them, by name. */
@@ -94,6 +111,7 @@ static void close_party(struct party *p)
     for (uint32_t n = 0; n < p->node_count; n++) {
         shunt_exchange_close(&p->nodes[n].x);
         free(p->nodes[n].memory);
+        free(p->nodes[n].inbox);
     }
 }
 
@@ -144,7 +162,7 @@ static void expect_gather(struct party *p, struct shunt_exchange *x, uint32_t pe
 
 /* ---- layout */
 
-/* What a node computes of another's inbox is what that one has; and nothing it places overlaps. */
+/* What a node computes of another's inbox is what that one has; and no send buffers overlap. */
 Test(exchange, nodes_agree_on_the_layout)
 {
     for (uint64_t seed = 1; seed <= 200; seed++) {
@@ -165,7 +183,8 @@ Test(exchange, nodes_agree_on_the_layout)
             carve.base = (unsigned char *)(uintptr_t)4096; /* never touched */
             carve.used = 0;
             shunt_exchange_carve(&x[cfg.rank], &cfg, &carve);
-            end = x[cfg.rank].inbox + x[cfg.rank].inbox_bytes;
+            shunt_exchange_set_inbox(&x[cfg.rank], &(struct shunt_region){.fd = -1});
+            end = (unsigned char *)(uintptr_t)4096;
             for (uint32_t n = 0; n < cfg.node_count; n++) {
                 if (n == cfg.rank)
                     continue;
@@ -181,7 +200,7 @@ Test(exchange, nodes_agree_on_the_layout)
         }
         for (uint32_t a = 0; a < cfg.node_count; a++)
             for (uint32_t b = 0; b < cfg.node_count; b++)
-                cr_assert_eq(shunt_exchange_inbox_bytes(&x[a].cfg, b), x[b].inbox_bytes, "seed %lu",
+                cr_assert_eq(shunt_exchange_inbox_bytes(&x[a].cfg, b), x[b].inbox.bytes, "seed %lu",
                              seed);
     }
 }
@@ -288,7 +307,7 @@ Test(exchange, results_lie_where_they_were_wanted)
     cr_assert_eq(shunt_exchange_put_results(a, 1, b->results_bytes - 64, 64), 0);
     await(&p, b, 0, true);
     cr_expect_eq(shunt_exchange_results_area(b)[b->results_bytes - 1], 7);
-    cr_expect_eq(shunt_exchange_put_results(a, 1, b->inbox_bytes, 64), -EINVAL);
+    cr_expect_eq(shunt_exchange_put_results(a, 1, b->inbox.bytes, 64), -EINVAL);
     close_party(&p);
 }
 
@@ -537,4 +556,163 @@ Test(exchange, walks_past_the_wrap_of_the_immediate, .timeout = 100)
 {
     walk_ticks(3, (1ull << 28) - 10, 30, 9);
     walk_ticks(2, (7ull << 28) - 3, 30, 10);
+}
+
+/* ---- over a net that delays, reorders and loses */
+
+#define TALK_TICKS 30u
+
+enum talk { GATHERING, GATHERED, ANSWERED };
+
+/* A node of a talk: in each tick it sends something to everybody, answers what everybody sent, and
+ * keeps all it was told. */
+struct talker {
+    struct shunt_exchange *x;
+    enum talk state;
+    uint32_t told; /* peers that have this stage's message, a bit each */
+    uint64_t heard[TALK_TICKS][NODES_MAX][2];
+};
+
+/* What a message says: it differs for each tick and pair, and for an answer. */
+static uint64_t saying(uint64_t tick, uint32_t from, uint32_t to, uint32_t answer)
+{
+    uint64_t state = tick * 1000 + from * 100 + to * 10 + answer;
+
+    return random_next(&state);
+}
+
+static uint32_t peers_of(const struct talker *t)
+{
+    return ((1u << t->x->cfg.node_count) - 1) & ~(1u << t->x->cfg.rank);
+}
+
+/* Fills a message with what it says, so that bytes that are not there yet show. */
+static void write_words(uint64_t *words, uint32_t count, uint64_t value)
+{
+    for (uint32_t i = 0; i < count; i++)
+        words[i] = value;
+}
+
+static uint64_t read_words(const uint64_t *words, uint32_t count)
+{
+    for (uint32_t i = 1; i < count; i++)
+        if (words[i] != words[0])
+            return 0;
+    return words[0];
+}
+
+/* Into the header the exchange writes. */
+#define HEADER_WORDS (sizeof(struct shunt_wire_header) / sizeof(uint64_t))
+
+static void tell(struct talker *t, uint32_t peer)
+{
+    struct shunt_exchange *x = t->x;
+    bool answer = t->state == GATHERED;
+    uint64_t *words =
+        answer ? shunt_exchange_results_buffer(x, peer) : shunt_exchange_gather_buffer(x, peer);
+    int rc;
+
+    if (!words)
+        return;
+    write_words(words + HEADER_WORDS, 24, saying(x->tick, x->cfg.rank, peer, answer));
+    rc = answer ? shunt_exchange_put_results(x, peer, 256ull * x->cfg.rank, 256)
+                : shunt_exchange_put_gather(x, peer, SHUNT_WIRE_DISPATCH, 256);
+    cr_assert(rc == 0 || rc == -EAGAIN);
+    t->told |= rc == 0 ? 1u << peer : 0;
+}
+
+static bool has_heard(const struct talker *t, uint32_t peer)
+{
+    return t->state == GATHERING ? shunt_exchange_gathered(t->x, peer) != NULL
+                                 : shunt_exchange_has_results(t->x, peer);
+}
+
+static void keep(struct talker *t, uint32_t peer)
+{
+    const unsigned char *results = shunt_exchange_results_area(t->x) + 256ull * peer;
+    const uint64_t *words =
+        t->state == GATHERING ? shunt_exchange_gathered(t->x, peer) : (const void *)results;
+
+    t->heard[t->x->tick][peer][t->state] = read_words(words + HEADER_WORDS, 24);
+}
+
+/* As far as it goes. */
+static void talk_on(struct talker *t)
+{
+    uint32_t missing = 0;
+
+    cr_assert_eq(shunt_exchange_poll(t->x, NULL), 0);
+    for (uint32_t p = 0; p < t->x->cfg.node_count; p++) {
+        if (!(peers_of(t) >> p & 1))
+            continue;
+        if (!(t->told >> p & 1))
+            tell(t, p);
+        missing += !has_heard(t, p);
+    }
+    if (missing > 0 || t->told != peers_of(t))
+        return;
+    for (uint32_t p = 0; p < t->x->cfg.node_count; p++)
+        if (peers_of(t) >> p & 1)
+            keep(t, p);
+    t->told = 0;
+    t->state = t->state == GATHERING ? GATHERED : ANSWERED;
+    if (t->state == ANSWERED) {
+        shunt_exchange_next(t->x);
+        t->state = GATHERING;
+    }
+}
+
+static void expect_talk(const struct talker *t, uint64_t seed)
+{
+    for (uint32_t tick = 0; tick < TALK_TICKS; tick++)
+        for (uint32_t p = 0; p < t->x->cfg.node_count; p++)
+            for (uint32_t answer = 0; p != t->x->cfg.rank && answer < 2; answer++)
+                cr_assert_eq(t->heard[tick][p][answer], saying(tick, p, t->x->cfg.rank, answer),
+                             "seed %lu: tick %u, rank %u of %u", seed, tick, t->x->cfg.rank, p);
+}
+
+/* Whatever the net does, and in whatever order the nodes are called: all hear what they would hear
+ * in order. */
+Test(exchange, hears_the_same_over_any_net, .timeout = 100)
+{
+    const struct shunt_wire_shape shape = {
+        .expert_count = 4, .used_count = 2, .hidden = 64, .layer_count = 1};
+    const uint32_t rows[] = {4, 4, 4, 4};
+
+    for (uint64_t seed = 1; seed <= 60; seed++) {
+        const struct shunt_loopback_config cfg = {
+            .seed = seed,
+            .node_count = NODES_MAX,
+            .delay_max_ns = seed % 5 * 20 * SHUNT_NS_PER_US,
+            .loss_per_mille = (uint32_t)(seed % 3 * 100),
+            .retry_max = 30,
+            .rto_ns = SHUNT_NS_PER_MS / 10,
+        };
+        struct talker talkers[NODES_MAX] = {0};
+        struct shunt_loopback_net *net;
+        uint64_t random = seed;
+        uint32_t left = 1;
+        struct party p;
+
+        cr_assert_eq(shunt_loopback_create(&net, &cfg, NULL), 0);
+        open_party_on(&p, NODES_MAX, &shape, rows, net);
+        for (uint32_t n = 0; n < NODES_MAX; n++)
+            talkers[n].x = &p.nodes[n].x;
+        for (uint64_t calls = 0; left > 0; calls++) {
+            uint32_t n = random_below(&random, NODES_MAX);
+
+            cr_assert_lt(calls, 100000000u, "seed %lu: no end", seed);
+            if (talkers[n].x->tick < TALK_TICKS)
+                talk_on(&talkers[n]);
+            else
+                cr_assert_eq(shunt_exchange_poll(talkers[n].x, NULL), 0);
+            left = 0;
+            for (uint32_t i = 0; i < NODES_MAX; i++)
+                left += talkers[i].x->tick < TALK_TICKS;
+        }
+        for (uint32_t n = 0; n < NODES_MAX; n++)
+            expect_talk(&talkers[n], seed);
+        close_party(&p);
+        shunt_loopback_destroy(net);
+    }
 }

@@ -658,7 +658,7 @@ USAGE = {
     'unknown io': (['run', '-m', 'x', '--io', 'aio'], r"'aio' is none of auto\|uring\|pread"),
     'unknown io mode': (['eval', '-m', 'x', '--io-mode', 'mmap'],
                         r"'mmap' is none of auto\|direct\|buffered"),
-    'unknown transport': (['run', '-m', 'x', '--transport', 'rdma'], r"'rdma'.* auto\|tcp"),
+    'unknown transport': (['run', '-m', 'x', '--transport', 'rdma'], r"'rdma'.* auto\|tcp\|shm"),
     'unknown placement': (['run', '-m', 'x', '--placement', 'x'], r"'x'.* prism\|spread\|off"),
     'temperature below 0': (['run', '-m', 'x', '--temp', '-0.1'], "--temp: '-0.1'.* 0 or more"),
     'temperature that is no number': (['run', '-m', 'x', '--temp', 'nan'], "--temp: 'nan'"),

@@ -59,10 +59,10 @@ def check_no_files(t, *allowed):
 
 # ---- kill -9 of a node: one rack of --nodes
 
-def kill_in(t, phase, rank):
+def kill_in(t, phase, rank, *options):
     report = t.tmp / 'report.json'
     what = prefill(t) if phase == 'prefill' else DECODE
-    process = start_local(t, *what, '--report', report)
+    process = start_local(t, *what, *options, '--report', report)
     nodes = process.nodes(3)
     until_prefill(process, nodes) if phase == 'prefill' else until_decode(process)
     others = [n for r, n in enumerate(nodes) if r != rank] + [process.pid]
@@ -82,6 +82,14 @@ def kill_in(t, phase, rank):
 for phase in ('prefill', 'decode'):
     for rank in range(3):
         case(f'kill -9 of rank {rank} during {phase}', phase, rank)(kill_in)
+
+
+@case('kill -9 of a node that shares memory')
+def _(t):
+    """What it shared goes with the last that had it mapped."""
+    before = os.listdir('/dev/shm')
+    kill_in(t, 'decode', 1, '--transport', 'shm')
+    check_equal(os.listdir('/dev/shm'), before, 'files in /dev/shm')
 
 
 @case('kill -9 of a node that only serves')

@@ -91,6 +91,12 @@ def _(t):
     stays_below(t, 3, LIMIT)
 
 
+@case('--memory: a long prompt over shared memory')
+def _(t):
+    """Of the others' inboxes each has resident what it writes."""
+    stays_below(t, 3, LIMIT, '--transport', 'shm', '-p', PROMPT * 25)
+
+
 @case('--memory: a long prompt')
 def _(t):
     stays_below(t, 2, LIMIT, '-p', PROMPT * 25)

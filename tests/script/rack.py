@@ -6,6 +6,7 @@ read; started by --nodes or as separate commands, in any order; and its report a
 import filecmp
 import itertools
 import json
+import os
 import re
 import socket
 import time
@@ -104,7 +105,7 @@ def check_node(n, own, node_count):
         check_equal((n['rows_sent'], n['rows_received'], n['calls_peer'], n['transport']),
                     (0, 0, 0, 'none'), 'traffic of a single node')
     else:
-        check_equal(n['transport'], 'tcp', 'transport')
+        check(n['transport'] in ('tcp', 'shm'), f'transport {n["transport"]}')
 
 
 # ---- the same bytes
@@ -148,6 +149,21 @@ for options in ('--nodes 3 --chunk 1', '--nodes 3 --chunk 7 --threads 2',
                 '--nodes 3 --plan-interval 0.05 --slots 40%', '--nodes 3 --memory 24M',
                 '--nodes 8 --slots 5%'):
     case(options, *options.split())(same_as_one_node)
+
+
+@case('rows through memory that the nodes share')
+def _(t):
+    """As one command and as separate ones; the memory has no name that could stay behind."""
+    before = os.listdir('/dev/shm')
+    report = same_as_one_node(t, '--nodes', '3', '--slots', '40%', '--transport', 'shm')
+    check_equal({n['transport'] for n in report['nodes']}, {'shm'}, 'transport')
+    rack = rack_of(free_ports(2))
+    node = t.start('node', '-m', env.demo, '--rank', '1', '--rack', rack, '--transport', 'shm')
+    logits, _, report = evaluate(t, 'separate', '--rank', '0', '--rack', rack, '--transport', 'shm')
+    check(filecmp.cmp(t.tmp / 'alone.f32', logits, shallow=False), 'logits differ')
+    check_equal(report['nodes'][0]['transport'], 'shm', 'transport')
+    check_equal(node.wait().code, 0, 'exit code of a node')
+    check_equal(os.listdir('/dev/shm'), before, 'files in /dev/shm')
 
 
 @case('one node of a rack may use other kernels, slots and chunks than the next')

@@ -19,42 +19,10 @@
 
 #define INBOX 200000u
 
-/* Both ends of a connection over the loopback. */
-static void connect_tcp(uint32_t a, uint32_t b, int fds[2])
-{
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(addr);
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+static const struct transport_backend tcp = {.ops = &shunt_transport_tcp,
+                                             .connect = mesh_connect_tcp};
 
-    (void)a, (void)b;
-    cr_assert(bind(listener, (struct sockaddr *)&addr, len) == 0 && listen(listener, 1) == 0);
-    cr_assert_eq(getsockname(listener, (struct sockaddr *)&addr, &len), 0);
-    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    cr_assert_eq(connect(fds[0], (struct sockaddr *)&addr, len), 0);
-    fds[1] = accept(listener, NULL, NULL);
-    cr_assert_geq(fds[1], 0);
-    close(listener);
-}
-
-static const struct transport_backend tcp = {.ops = &shunt_transport_tcp, .connect = connect_tcp};
-
-#define TCP_KEEPS(check)                                                                           \
-    Test(tcp, check, .timeout = 100)                                                               \
-    {                                                                                              \
-        transport_##check(&tcp);                                                                   \
-    }
-
-TCP_KEEPS(keeps_order_and_shows_bytes)
-TCP_KEEPS(takes_any_size_that_fits)
-TCP_KEEPS(takes_depth_puts_and_no_more)
-TCP_KEEPS(counts_puts_until_sent_is_taken)
-TCP_KEEPS(leaves_the_source_alone_until_sent)
-TCP_KEEPS(moves_both_directions_at_once)
-TCP_KEEPS(serves_many_peers)
-TCP_KEEPS(overwrites_nothing_without_credit)
-TCP_KEEPS(says_once_that_a_peer_is_lost)
-TCP_KEEPS(hands_out_what_came_before_the_loss)
-TCP_KEEPS(behaves_like_its_model)
+TRANSPORT_KEEPS_ALL(tcp, tcp)
 
 /* ---- a peer that is a bare socket */
 
@@ -69,7 +37,7 @@ static int bare_peer; /* what the two below kept */
 /* The transport gets one end, the test the other. */
 static void connect_bare_tcp(uint32_t a, uint32_t b, int fds[2])
 {
-    connect_tcp(a, b, fds);
+    mesh_connect_tcp(a, b, fds);
     bare_peer = fds[1];
     fds[1] = dup(fds[1]); /* for the node that mesh_open makes of it, which is closed at once */
 }
@@ -159,7 +127,7 @@ static void expect_lost(struct host *h, int error, const char *reason)
     cr_expect_eq(c.error, error, "%s", c.reason);
     cr_expect(c.reason && strstr(c.reason, reason), "%s", c.reason);
     cr_expect_eq(mesh_move(&h->mesh), 0);
-    cr_expect_eq(shunt_transport_tcp.put(h->mesh.nodes[0].t, 1, "x", 1, 0, 0), -EPIPE);
+    cr_expect_eq(shunt_transport_tcp.put(h->mesh.nodes[0].t, 1, room, 1, 0, 0), -EPIPE);
 }
 
 static bool is_zero(const unsigned char *p, size_t len)
@@ -185,7 +153,9 @@ Test(tcp, speaks_the_documented_format)
                         "\x34\x12\0\0\0\0\0\0\x05\0\0\0\0\0\0\0",
                         HEADER),
                  0);
-    cr_assert_eq(shunt_transport_tcp.put(h.mesh.nodes[0].t, 1, "hello", 5, 0x1234, 0xa1b2c3d4), 0);
+    cr_assert_eq(
+        shunt_transport_tcp.put(h.mesh.nodes[0].t, 1, mesh_copy("hello", 5), 5, 0x1234, 0xa1b2c3d4),
+        0);
     cr_assert_eq(mesh_next(&h.mesh, 0).event, SHUNT_TRANSPORT_SENT);
     cr_assert_eq(recv(h.peer, got, sizeof(got), MSG_WAITALL), sizeof(got));
     cr_expect_eq(memcmp(got, want, sizeof(got)), 0);
@@ -357,9 +327,8 @@ Test(tcp, loses_a_peer_in_a_large_message, .timeout = 100)
 Test(tcp, loses_a_peer_that_resets, .timeout = 100)
 {
     const struct linger at_once = {.l_onoff = 1};
-    unsigned char *big = calloc(1, INBOX);
+    unsigned char *big = mesh_room(INBOX);
 
-    cr_assert(big);
     for (uint32_t puts = 0; puts <= SHUNT_TRANSPORT_DEPTH; puts += 4) {
         struct shunt_completion c;
         struct host h;
@@ -376,7 +345,6 @@ Test(tcp, loses_a_peer_that_resets, .timeout = 100)
         cr_expect_eq(shunt_transport_tcp.put(h.mesh.nodes[0].t, 1, big, 1, 0, 0), -EPIPE);
         close_host(&h);
     }
-    free(big);
 }
 
 /* Writing to a peer that is gone is an error of ours and no signal to the program: at the first
@@ -395,7 +363,7 @@ Test(tcp, raises_no_sigpipe, .timeout = 20)
             open_host(&h);
         hang_up(&h);
         for (uint32_t puts = 0; puts < SHUNT_TRANSPORT_DEPTH; puts++) {
-            int rc = shunt_transport_tcp.put(h.mesh.nodes[0].t, 1, "x", 1, 0, 0);
+            int rc = shunt_transport_tcp.put(h.mesh.nodes[0].t, 1, room, 1, 0, 0);
 
             cr_expect(rc == 0 || rc == -EPIPE);
         }
@@ -424,13 +392,13 @@ Test(tcp, does_not_wait_to_fill_a_packet)
 /* Bytes wait for the socket: the sleeper is woken when it takes more, and only then. */
 Test(tcp, sleeps_for_room_only_while_something_waits)
 {
-    unsigned char *big = calloc(8, INBOX);
+    unsigned char *big = mesh_room(8 * INBOX);
     unsigned char *sink = malloc(INBOX);
     struct shunt_completion c;
     struct pollfd fd;
     struct host h;
 
-    cr_assert(big && sink);
+    cr_assert(sink);
     open_tcp_host(&h);
     cr_assert_eq(shunt_transport_tcp.prepare(h.mesh.nodes[0].t, &fd, 1), 1);
     cr_expect_eq(fd.events, POLLIN);
@@ -449,6 +417,5 @@ Test(tcp, sleeps_for_room_only_while_something_waits)
     cr_assert_eq(shunt_transport_tcp.prepare(h.mesh.nodes[0].t, &fd, 1), 1);
     cr_expect_eq(fd.events, POLLIN);
     close_host(&h);
-    free(big);
     free(sink);
 }

@@ -82,25 +82,9 @@ static const struct shunt_link_options *name_devices(uint32_t node)
 }
 
 static const struct transport_backend verbs = {
-    .ops = &shunt_transport_verbs, .connect = connect_rdma, .link = name_devices};
+    .ops = &shunt_transport_verbs, .connect = connect_rdma, .link = name_devices, .by_nic = true};
 
-#define VERBS_KEEPS(check)                                                                         \
-    Test(verbs, check, .timeout = 250)                                                             \
-    {                                                                                              \
-        transport_##check(&verbs);                                                                 \
-    }
-
-VERBS_KEEPS(keeps_order_and_shows_bytes)
-VERBS_KEEPS(takes_any_size_that_fits)
-VERBS_KEEPS(takes_depth_puts_and_no_more)
-VERBS_KEEPS(counts_puts_until_sent_is_taken)
-VERBS_KEEPS(leaves_the_source_alone_until_sent)
-VERBS_KEEPS(moves_both_directions_at_once)
-VERBS_KEEPS(serves_many_peers)
-VERBS_KEEPS(overwrites_nothing_without_credit)
-VERBS_KEEPS(says_once_that_a_peer_is_lost)
-VERBS_KEEPS(hands_out_what_came_before_the_loss)
-VERBS_KEEPS(behaves_like_its_model)
+TRANSPORT_KEEPS_ALL(verbs, verbs)
 
 /* ---- what is particular to verbs */
 

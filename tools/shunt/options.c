@@ -31,7 +31,7 @@ const struct option_help engine_options_help[] = {
     {"--prefetch", 0, "on|off", "read the next layer's probable experts ahead (default on)"},
     {"--placement", 0, "prism|spread|off", "which experts stay where (default prism)"},
     {"--plan-interval", 0, "S", "seconds between two placements (default 10)"},
-    {"--transport", 0, "auto|tcp|verbs", "how rows travel between nodes"},
+    {"--transport", 0, "auto|tcp|shm|verbs", "how rows travel between nodes"},
     {"--ib-dev", 0, "DEV[:PORT],...",
      "RDMA devices, one per rail (default: by the peers' addresses)"},
     {"--ib-port", 0, "N", "port of devices named without one (default 1)"},

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Checks of regions that the backends without a NIC share. A NIC's driver refuses memory that is
+ * not there when it is registered; those that copy would find out by a fault, in the middle of a
+ * step.
+ */
+#ifndef SHUNT_TRANSPORT_REGION_H
+#define SHUNT_TRANSPORT_REGION_H
+
+#include "transport/transport.h"
+
+/* What a backend that copies can take: host memory that is mapped, shared memory whose descriptor
+ * is what it says. `what` completes "tcp: cannot use <what>: ...". Return: 0, -EINVAL, -EFAULT, or
+ * -ENOTSUP for a DMA-BUF. */
+int shunt_region_check(const struct shunt_region *region, const char *transport, const char *what,
+                       struct shunt_error *err);
+
+/* The same for everything that a transport is opened on. */
+int shunt_regions_check(const struct shunt_transport_config *cfg, const char *transport,
+                        struct shunt_error *err);
+
+/* True when [src, src + bytes) lies within one of the regions; of no bytes, always. */
+bool shunt_regions_hold(const struct shunt_region *regions, uint32_t count, const void *src,
+                        uint64_t bytes);
+
+#endif
