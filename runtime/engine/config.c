@@ -107,7 +107,7 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
                                                                &shunt_io_pread};
     enum shunt_kernel_level level;
     const char *kernels = o->cfg.kernels ? o->cfg.kernels : "";
-    int io, mode, transport, placement;
+    int io = 0, mode = 0, transport = 0, placement = 0;
     int rc = CHOOSE("io", o->cfg.io, ios, &io, err);
 
     if (!rc)

@@ -46,9 +46,15 @@ class Lab:
     def __init__(self, kernel, build, folder):
         self.kernel, self.build, self.folder = kernel, build, folder
         self.shunt = build / 'tools' / 'shunt'
+        self.started = []
 
     def guests(self, count, *commands, **how):
-        return Guests(self.kernel, self.folder, count, '\n'.join(commands), **how)
+        guests = Guests(self.kernel, self.folder, count, '\n'.join(commands), **how)
+        self.started.append(guests)
+        return guests
+
+    def starved(self):
+        return max((guests.starved() for guests in self.started), default=0)
 
     def one_node(self, *words):
         """The same on the host, alone."""

@@ -231,6 +231,8 @@ class Guests:
         self.folders = [Path(folder) / str(n) for n in range(count)]
         self.sockets = None  # a folder with a short name: a socket's has 108 bytes at most
         self.qemus = []
+        self.delays = {}  # of each of their threads: seconds it could have run and did not
+        self.begin = time.monotonic()
         for node, own in enumerate(self.folders):
             shutil.rmtree(own, ignore_errors=True)
             own.mkdir(parents=True)
@@ -289,7 +291,7 @@ class Guests:
             '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot',
             '-kernel', self.kernel.image, '-initrd', self.kernel.ramdisk,
             '-append', 'console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable '
-                       'random.trust_cpu=on',
+                       'random.trust_cpu=on no_timer_check',
             '-serial', f'file:{own}/console', '-qmp',
             f'unix:{self.sockets}/control{node},server=on,wait=off',
             '-virtfs', f'local,path=/,mount_tag=host,readonly=on,multidevs=remap,{shared}',
@@ -301,6 +303,17 @@ class Guests:
 
     def running(self, node):
         return self.qemus[node].poll() is None
+
+    def look_at_delays(self):
+        for qemu in self.qemus:
+            for path in Path(f'/proc/{qemu.pid}/task').glob('*/schedstat'):
+                with contextlib.suppress(OSError):
+                    self.delays[path] = int(path.read_text().split()[1]) / 1e9
+
+    def starved(self):
+        """The share of the time in which the machine kept a processor of a guest waiting for one
+        of its own: other work's doing, which looks like a fault from within."""
+        return max(self.delays.values(), default=0) / (time.monotonic() - self.begin)
 
     def kill(self, node):
         """As if its power were cut."""
@@ -356,6 +369,7 @@ class Guests:
             codes = [self.code(n) for n in nodes]
             if None not in codes:
                 break
+            self.look_at_delays()
             if any(codes):
                 end = min(end, time.monotonic() + AFTER_A_FAILURE_S)
             time.sleep(0.02)
