@@ -16,7 +16,7 @@
  *
  * Contract
  * - Order: puts to one peer arrive in the order posted. When ARRIVED is handed out, the put's bytes
- *   are visible.
+ *   are visible. Where two that are under way at once overlap, nobody says whose bytes stay.
  * - The source of a put belongs to the transport until its SENT, in posting order per peer. At most
  *   SHUNT_TRANSPORT_DEPTH puts per peer are open; one more returns -EAGAIN and changes nothing.
  * - Credit: of a peer's puts at most SHUNT_TRANSPORT_WINDOW are under way or ARRIVED and not

@@ -490,8 +490,8 @@ void transport_loses_no_wake_up(const struct transport_backend *backend)
 
     mesh_open(&m, backend, 2, inboxes, false);
     for (uint32_t n = 0; n < 2; n++)
-        sleepers[n] =
-            (struct sleeper){.mesh = &m, .n = n, .rounds = backend->simulated ? 3000 : 30000};
+        sleepers[n] = (struct sleeper){
+            .mesh = &m, .n = n, .rounds = backend->simulated || backend->by_nic ? 3000 : 30000};
     at_once(2, sleep_and_wake, sleepers, sizeof(sleepers[0]));
     for (uint32_t n = 0; n < 2; n++)
         cr_expect(!sleepers[n].wrong, "%s", sleepers[n].wrong);

@@ -349,8 +349,9 @@ void transport_loses_a_peer_while_it_opens(const struct transport_backend *backe
     mesh_room(0);
     open_and_cut(backend, 0); /* what is opened once for all is open */
     before = mesh_descriptors();
+    /* A queue pair takes long to make. */
     while (open_and_cut(backend, cut) == cut)
-        cut++;
+        cut += backend->by_nic ? 41 : 1;
     cr_expect_eq(mesh_descriptors(), before);
 }
 
@@ -480,6 +481,7 @@ void transport_refuses_memory_it_cannot_use(const struct transport_backend *back
           .fd_offset = UINT64_MAX - 4095}},
     };
 
+    open_alone(backend, &refusals[0], &err); /* libraries keep descriptors of their own */
     for (uint32_t i = 0; i < sizeof(refusals) / sizeof(refusals[0]); i++) {
         const struct refusal *r = &refusals[i];
         uint32_t before = mesh_descriptors();

@@ -227,32 +227,46 @@ static void hand_out_sent(struct shunt_transport *t, uint32_t peer, struct sink 
     }
 }
 
+static void hand_out_lost(struct shunt_transport *t, uint32_t peer, struct sink *sink)
+{
+    const struct verbs_peer *p = &t->peers[peer];
+
+    t->lost &= ~(1ull << peer);
+    sink->out[sink->count++] = (struct shunt_completion){.event = SHUNT_TRANSPORT_LOST,
+                                                         .peer = peer,
+                                                         .error = p->lost_error,
+                                                         .reason = p->lost_reason};
+}
+
+static bool has_something(const struct shunt_transport *t, const struct verbs_peer *p)
+{
+    return is_sent(p) || (p->coming_count > 0 && is_whole(t, p));
+}
+
+/* What came before a peer's end goes first. */
+static void hand_out_of(struct shunt_transport *t, uint32_t peer, struct sink *sink)
+{
+    hand_out_arrived(t, peer, sink);
+    hand_out_sent(t, peer, sink);
+    if (has_something(t, &t->peers[peer]))
+        return;
+    t->ready &= ~(1ull << peer);
+    if (t->lost >> peer & 1 && sink->count < sink->max)
+        hand_out_lost(t, peer, sink);
+}
+
+/* Peers take turns: one that never falls silent must not keep the others from being heard. */
 static void hand_out(struct shunt_transport *t, struct sink *sink)
 {
-    uint64_t peers = t->ready;
+    uint64_t peers = t->ready | t->lost;
 
     while (peers && sink->count < sink->max) {
-        uint32_t peer = (uint32_t)__builtin_ctzll(peers);
-        const struct verbs_peer *p = &t->peers[peer];
+        uint64_t later = peers & (UINT64_MAX << t->turn);
+        uint32_t peer = (uint32_t)__builtin_ctzll(later ? later : peers);
 
-        peers &= peers - 1;
-        hand_out_arrived(t, peer, sink);
-        hand_out_sent(t, peer, sink);
-        if (!is_sent(p) && !(p->coming_count > 0 && is_whole(t, p)))
-            t->ready &= ~(1ull << peer);
-    }
-    /* What came before a peer's end goes first. */
-    peers = t->lost & ~t->ready;
-    while (peers && sink->count < sink->max) {
-        uint32_t peer = (uint32_t)__builtin_ctzll(peers);
-        const struct verbs_peer *p = &t->peers[peer];
-
-        peers &= peers - 1;
-        t->lost &= ~(1ull << peer);
-        sink->out[sink->count++] = (struct shunt_completion){.event = SHUNT_TRANSPORT_LOST,
-                                                             .peer = peer,
-                                                             .error = p->lost_error,
-                                                             .reason = p->lost_reason};
+        hand_out_of(t, peer, sink);
+        peers &= ~(1ull << peer);
+        t->turn = (peer + 1) % SHUNT_NODES_MAX;
     }
 }
 
@@ -412,14 +426,11 @@ static uint32_t verbs_poll(struct shunt_transport *t, struct shunt_completion *o
     return sink.count;
 }
 
-static bool has_something(const struct shunt_transport *t)
+static bool is_anything_ready(const struct shunt_transport *t)
 {
-    for (uint64_t peers = t->ready; peers; peers &= peers - 1) {
-        const struct verbs_peer *p = &t->peers[__builtin_ctzll(peers)];
-
-        if (is_sent(p) || (p->coming_count > 0 && is_whole(t, p)))
+    for (uint64_t peers = t->ready; peers; peers &= peers - 1)
+        if (has_something(t, &t->peers[__builtin_ctzll(peers)]))
             return true;
-    }
     return t->lost != 0;
 }
 
@@ -439,7 +450,7 @@ static uint32_t verbs_prepare(struct shunt_transport *t, struct pollfd *fds, uin
     }
     drain(t);
     t->looked_ns = 0; /* whatever wakes the sleeper is looked at */
-    if (has_something(t) && !t->ready_told)
+    if (is_anything_ready(t) && !t->ready_told)
         t->ready_told = write(t->ready_fd, &one, sizeof(one)) == sizeof(one);
     fds[0] = (struct pollfd){.fd = t->epoll_fd, .events = POLLIN};
     return 1;

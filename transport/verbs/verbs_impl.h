@@ -138,6 +138,7 @@ struct shunt_transport {
     uint64_t waiting; /* with puts not posted whole */
     uint64_t ready;   /* with completions that may be ready to be handed out */
     uint64_t lost;    /* whose loss has not been handed out */
+    uint32_t turn;    /* the peer that is handed out first */
 
     int epoll_fd; /* everything that may wake a sleeper */
     int ready_fd; /* readable while something became ready as it went to sleep */
