@@ -194,13 +194,14 @@ static uint16_t take_credit(struct peer *p)
     return released;
 }
 
-/* A put that has begun is sent to its end before anything else; one that has not waits for credit
- * of the peer's. Return: true when the oldest put is sent whole. */
+/* A put that has begun is sent to its end before anything else, even if the stream has not taken a
+ * byte of it yet: what was offered to a stream is offered again. One that has not begun waits for
+ * credit of the peer's. Return: true when the oldest put is sent whole. */
 static bool send_oldest(struct peer *p)
 {
     struct open_put *put = &p->puts[p->first];
 
-    if (p->count > 0 && put->sent > 0)
+    if (p->count > 0 && put->begun)
         return send_some(p, put);
     if (!p->crediting && p->untold >= CREDIT_EVERY) {
         p->credit = (struct open_put){
@@ -431,7 +432,11 @@ static uint32_t tcp_prepare(struct shunt_transport *t, struct pollfd *fds, uint3
             continue;
         fds[n++] = (struct pollfd){
             .fd = p->stream.fd,
-            .events = (short)(wants_to_send(p) ? POLLIN | POLLOUT : POLLIN),
+            /* What TLS holds ready is no event of the socket; that it takes bytes nearly always is
+             * one. */
+            .events =
+                (short)(wants_to_send(p) || shunt_stream_pending(&p->stream) ? POLLIN | POLLOUT
+                                                                             : POLLIN),
         };
     }
     return n;

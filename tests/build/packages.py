@@ -52,7 +52,7 @@ elif name == 'apt-get':
 ''' % sys.executable
 NAMES = ('dpkg-query', 'dpkg', 'apt-cache', 'apt-get', 'id', 'sudo', 'clang')
 BUILD = ('gcc libc6-dev dpkg-dev meson ninja-build pkg-config python3 liburing-dev libpcre2-dev libutf8proc-dev '
-         'libxxhash-dev libjansson-dev').split()
+         'libxxhash-dev libjansson-dev libssl-dev').split()
 TEST = BUILD + ['libcriterion-dev', 'g++', 'clang']
 
 
