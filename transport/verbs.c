@@ -746,6 +746,7 @@ static const struct shunt_transport_counters *verbs_counters(const struct shunt_
 
 const struct shunt_transport_ops shunt_transport_verbs = {
     .name = "verbs",
+    .stream_is_secret = true,
     .footprint = verbs_footprint,
     .open = verbs_open,
     .put = verbs_put,

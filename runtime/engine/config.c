@@ -20,6 +20,13 @@
 #define THREAD_BYTES  (160u << 10)
 #define PROCESS_BYTES (2u << 20)
 
+/* Beyond the silence that makes a peer suspect, by what two signs of life that got lost take. */
+#define DEAD_AFTER_MIN_NS (200 * SHUNT_NS_PER_MS)
+
+/* Of a stream: what OpenSSL keeps, a record each way included; and of itself. */
+#define TLS_STREAM_BYTES (64u << 10)
+#define TLS_BYTES        (1u << 20)
+
 #define KV_BYTES_MAX (1ull << 60)
 
 /* Of what is free, where no limit is given: the rest is for everybody else. */
@@ -42,7 +49,7 @@ void shunt_config_init(struct shunt_config *cfg)
         .join_timeout_ns = 60 * SHUNT_NS_PER_S,
         .ready_timeout_ns = 1800 * SHUNT_NS_PER_S,
         .step_timeout_ns = 120 * SHUNT_NS_PER_S,
-        .dead_after_ns = 5 * SHUNT_NS_PER_S,
+        .dead_after_ns = 500 * SHUNT_NS_PER_MS,
         .context = CONTEXT_DEFAULT,
         .sequences_max = SEQUENCES_DEFAULT,
         .kernels = "auto",
@@ -81,44 +88,88 @@ static int choose(const char *option, const char *name, const struct choice *cho
 #define CHOOSE(option, name, choices, value, err)                                                  \
     choose(option, name, choices, sizeof(choices) / sizeof((choices)[0]), value, err)
 
+/* What "auto" offers to the rack, which takes the best that all nodes offer. */
+static uint32_t auto_transports(void)
+{
+    return 1u << SHUNT_TRANSPORT_TCP;
+}
+
+/* Rows that are to be encrypted travel over TCP: what writes into memory by itself writes in clear.
+ */
+static int resolve_transports(struct shunt_options *o, struct shunt_error *err)
+{
+    const uint32_t tcp = 1u << SHUNT_TRANSPORT_TCP;
+    struct choice choices[1 + SHUNT_TRANSPORT_KINDS] = {{"auto", SHUNT_TRANSPORT_KINDS}};
+    uint32_t count = 1;
+    int kind, rc;
+
+    for (uint32_t k = 0; k < SHUNT_TRANSPORT_KINDS; k++) {
+        const struct shunt_transport_ops *ops = shunt_transport_get((enum shunt_transport_kind)k);
+
+        if (ops)
+            choices[count++] = (struct choice){ops->name, (int)k};
+    }
+    rc = choose("transport", o->cfg.transport, choices, count, &kind, err);
+    if (rc)
+        return rc;
+    o->transports = kind == SHUNT_TRANSPORT_KINDS ? auto_transports() : 1u << kind;
+    if (o->cfg.encrypt && !(o->transports & tcp))
+        return shunt_error_set(err, -EINVAL,
+                               "rows cannot be encrypted over %s; --encrypt goes with --transport "
+                               "tcp",
+                               o->cfg.transport);
+    if (o->cfg.encrypt)
+        o->transports = tcp;
+    return 0;
+}
+
+/* Nobody knows yet which it will be: the one that takes most. */
+static uint64_t transport_footprint(const struct shunt_options *o)
+{
+    uint64_t most = 0;
+
+    for (uint32_t k = 0; k < SHUNT_TRANSPORT_KINDS; k++) {
+        uint64_t bytes = 0;
+
+        if (o->transports >> k & 1)
+            bytes = shunt_transport_get((enum shunt_transport_kind)k)->footprint(o->cfg.node_count);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+/* Control streams, and data streams too where they are encrypted or need to be. */
+static uint64_t tls_footprint(const struct shunt_options *o)
+{
+    if (!o->cfg.key_file && !o->cfg.cert_file)
+        return 0;
+    return TLS_BYTES + 2ull * o->cfg.node_count * TLS_STREAM_BYTES;
+}
+
 static int resolve_names(struct shunt_options *o, struct shunt_error *err)
 {
     static const struct choice ios[] = {{"auto", 0}, {"uring", 1}, {"pread", 2}};
     static const struct choice modes[] = {
         {"auto", SHUNT_IO_AUTO}, {"direct", SHUNT_IO_DIRECT}, {"buffered", SHUNT_IO_BUFFERED}};
-    static const struct choice transports[] = {
-        {"auto", 0},
-        {"tcp", 0},
-#ifdef SHUNT_HAVE_VERBS
-        {"verbs", 1},
-#endif
-    };
-    static const struct shunt_transport_ops *const transport_ops[] = {
-        &shunt_transport_tcp,
-#ifdef SHUNT_HAVE_VERBS
-        &shunt_transport_verbs,
-#endif
-    };
     static const struct choice placements[] = {{"prism", SHUNT_PLACEMENT_PRISM},
                                                {"spread", SHUNT_PLACEMENT_SPREAD},
                                                {"off", SHUNT_PLACEMENT_OFF}};
     static const struct shunt_expert_io_ops *const io_ops[] = {NULL, &shunt_io_uring,
                                                                &shunt_io_pread};
     enum shunt_kernel_level level;
-    int io, mode, transport, placement;
+    int io, mode, placement;
     int rc = CHOOSE("io", o->cfg.io, ios, &io, err);
 
     if (!rc)
         rc = CHOOSE("io mode", o->cfg.io_mode, modes, &mode, err);
     if (!rc)
-        rc = CHOOSE("transport", o->cfg.transport, transports, &transport, err);
+        rc = resolve_transports(o, err);
     if (!rc)
         rc = CHOOSE("placement", o->cfg.placement, placements, &placement, err);
     if (rc)
         return rc;
     o->io = io_ops[io];
     o->io_mode = (enum shunt_io_mode)mode;
-    o->transport = transport_ops[transport];
     o->placement = (enum shunt_placement_policy)placement;
     o->kernel_levels = shunt_kernels_available();
     if (o->cfg.kernels && !strcmp(o->cfg.kernels, "auto"))
@@ -178,9 +229,9 @@ static int check_numbers(const struct shunt_options *o, const struct shunt_model
         rc = shunt_error_set(err, -EINVAL, "a rack of %u nodes needs the address of each",
                              c->node_count);
     if (!rc && (c->join_timeout_ns <= 0 || c->ready_timeout_ns <= 0 || c->step_timeout_ns <= 0 ||
-                c->dead_after_ns < 500 * SHUNT_NS_PER_MS || c->plan_interval_ns <= 0))
+                c->dead_after_ns < DEAD_AFTER_MIN_NS || c->plan_interval_ns <= 0))
         rc = shunt_error_set(err, -EINVAL,
-                             "timeouts must be positive, and a peer's silence at least 0.5 s");
+                             "timeouts must be positive, and a peer's silence at least 0.2 s");
     return rc;
 }
 
@@ -266,7 +317,7 @@ static uint64_t measure_work(const struct shunt_options *o, const struct shunt_m
         rows[n] = rows_max && n != e.rank ? rows_max[n] : e.options.rows_max;
     shunt_engine_carve(&e, rows, &carve);
     if (e.node_count > 1)
-        queues += o->transport->footprint(e.node_count);
+        queues += transport_footprint(o) + tls_footprint(o);
     /* Residency and placement tables, and on rank 0 the planner's. */
     return pages(carve.used) + queues + keys * 64 + (e.rank == 0 ? keys * e.node_count * 20 : 0);
 }

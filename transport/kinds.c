@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+
+#include "transport/transport.h"
+
+static const char *const names[SHUNT_TRANSPORT_KINDS] = {
+    [SHUNT_TRANSPORT_TCP] = "tcp",
+    [SHUNT_TRANSPORT_VERBS] = "verbs",
+};
+
+const struct shunt_transport_ops *shunt_transport_get(enum shunt_transport_kind kind)
+{
+    switch (kind) {
+    case SHUNT_TRANSPORT_TCP:
+        return &shunt_transport_tcp;
+#ifdef SHUNT_HAVE_VERBS
+    case SHUNT_TRANSPORT_VERBS:
+        return &shunt_transport_verbs;
+#endif
+    default:
+        return NULL;
+    }
+}
+
+void shunt_transport_names(uint32_t kinds, char *text, size_t bytes)
+{
+    size_t len = 0;
+
+    snprintf(text, bytes, "none known here");
+    for (uint32_t k = 0; k < SHUNT_TRANSPORT_KINDS && len < bytes; k++)
+        if (kinds >> k & 1)
+            len += (size_t)snprintf(text + len, bytes - len, "%s%s", len > 0 ? ", " : "", names[k]);
+}
