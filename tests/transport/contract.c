@@ -98,9 +98,15 @@ void mesh_open(struct mesh *m, const struct transport_backend *backend, uint32_t
         for (uint32_t b = a + 1; b < node_count && (a == 0 || !star); b++) {
             int pair[2];
 
+            struct shunt_stream ends[2];
+
             backend->connect(pair);
-            streams[a][b].fd = pair[0];
-            streams[b][a].fd = pair[1];
+            ends[0] = (struct shunt_stream){.fd = pair[0]};
+            ends[1] = (struct shunt_stream){.fd = pair[1]};
+            if (backend->secure)
+                backend->secure(ends);
+            streams[a][b] = ends[0];
+            streams[b][a] = ends[1];
         }
     }
     for (uint32_t n = 0; n < node_count; n++)

@@ -11,7 +11,8 @@
 
 struct transport_backend {
     const struct shunt_transport_ops *ops;
-    void (*connect)(int fds[2]); /* two ends of a stream that the transport takes */
+    void (*connect)(int fds[2]);                 /* two ends of a stream that the transport takes */
+    void (*secure)(struct shunt_stream ends[2]); /* puts them into TLS; or NULL */
 };
 
 #define MESH_NODES_MAX SHUNT_NODES_MAX
