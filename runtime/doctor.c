@@ -14,6 +14,7 @@
 
 #include "kernels/kernels.h"
 #include "runtime/base/cpu.h"
+#include "runtime/base/tls.h"
 #include "runtime/store/expert_io.h"
 #include "transport/verbs/describe.h"
 
@@ -255,6 +256,20 @@ static uint32_t count_gpus(void)
     return count;
 }
 
+static void check_tls(struct shunt_check *c, const char *path)
+{
+    const char *library = shunt_tls_library();
+
+    (void)path;
+    if (library) {
+        found(c, SHUNT_CHECK_OK, "OpenSSL %s: racks of several machines, with --key-file or --cert",
+              library);
+        return;
+    }
+    found(c, SHUNT_CHECK_MISSING, "built without TLS: racks of this machine only");
+    remedy(c, "install libssl-dev and build again");
+}
+
 static void check_cuda(struct shunt_check *c, const char *path)
 {
     (void)path;
@@ -271,6 +286,7 @@ static const struct {
     {"O_DIRECT", check_direct},
     {"locked memory", check_locked_memory},
     {"huge pages", check_huge_pages},
+    {"TLS", check_tls},
     {"verbs", check_verbs},
     {"GPU memory", check_gpu_direct},
     {"CUDA", check_cuda},

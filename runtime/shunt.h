@@ -180,13 +180,23 @@ struct shunt_config {
     /* Rack. One node: leave as initialised. */
     uint32_t rank;           /* in [0, node_count) */
     uint32_t node_count;     /* in [1, 64] */
-    const char *const *rack; /* node_count strings "host:port", the same on every node */
+    const char *const *rack; /* node_count strings "host:port", the same on every node; or NULL for
+                                every node but rank 0, on every node: each listens where it reaches
+                                rank 0 from, and rank 0 tells all where the others are */
     int listen_fd; /* a listening TCP socket to use instead of binding rack[rank]; the engine then
                       owns it; -1 */
-    bool
-        allow_remote; /* talk to addresses other than loopback: connections are NOT authenticated */
-    bool serve_only;  /* this node submits nothing and leaves when all nodes that do have left */
-    const char *transport; /* "auto"; "tcp"; "shm" (nodes of one host); "verbs" (RDMA) */
+    /* Who may be a node of the rack: whoever has the key, or a certificate of the authority.
+     * Without either this node talks to loopback addresses only. Files that others than their owner
+     * (this user or root) can read or write are refused where they hold a secret. All NULL by
+     * default. */
+    const char *key_file;      /* hexadecimal digits, 64 to 128: openssl rand -hex 32 */
+    const char *cert_file;     /* this node's certificate and what leads to the authority, PEM */
+    const char *cert_key_file; /* its private key, PEM, without a passphrase */
+    const char *ca_file;       /* the authority that has signed every node's, PEM */
+    bool encrypt;    /* rows travel in TLS as well, over TCP; they travel in clear otherwise */
+    bool serve_only; /* this node submits nothing and leaves when all nodes that do have left */
+    const char *transport; /* "auto" (the best that every node has); "tcp"; "shm" (nodes of one
+                              host); "verbs" (RDMA) */
     struct shunt_link_options link;
     int64_t busy_poll_ns; /* a wait for a peer polls so long before it sleeps. Default 20 us */
     int cancel_fd;        /* shunt_open gives up (-ECANCELED) when this becomes readable; or -1 */
@@ -194,7 +204,8 @@ struct shunt_config {
                                 Default 60 s, 30 min */
     int64_t ready_timeout_ns;
     int64_t step_timeout_ns; /* for a peer's message within a step. Default 120 s */
-    int64_t dead_after_ns;   /* silence of a peer after which it is dead. Default 5 s */
+    int64_t dead_after_ns;   /* silence of a peer after which it is dead, at least 0.2 s.
+                                Default 0.5 s */
 
     /* Memory. */
     uint32_t local_nodes;  /* nodes that share this machine, this one counted, in [0, 64]; each has
@@ -407,7 +418,7 @@ struct shunt_check {
 
 /* Looks at what this machine gives the library: io_uring, O_DIRECT and its alignment on the drive
  * of `path` (a file or folder; NULL: the current folder), locked memory, huge pages, processor,
- * RDMA devices, GPU. Changes nothing. Return: the number of checks there are; at most `check_max`
+ * TLS, RDMA devices, GPU. Changes nothing. Return: the number of checks there are; at most `check_max`
  * are written. */
 SHUNT_API int shunt_doctor(const char *path, struct shunt_check *checks, uint32_t check_max);
 

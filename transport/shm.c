@@ -836,6 +836,7 @@ static const struct shunt_transport_counters *shm_counters(const struct shunt_tr
 
 const struct shunt_transport_ops shunt_transport_shm = {
     .name = "shm",
+    .stream_is_secret = true,
     .needs_shared_inbox = true,
     .footprint = shm_footprint,
     .open = shm_open_transport,

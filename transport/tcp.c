@@ -462,7 +462,11 @@ static uint32_t tcp_prepare(struct shunt_transport *t, struct pollfd *fds, uint3
             continue;
         fds[n++] = (struct pollfd){
             .fd = p->stream.fd,
-            .events = (short)(wants_to_send(p) ? POLLIN | POLLOUT : POLLIN),
+            /* What TLS holds ready is no event of the socket; that it takes bytes nearly always is
+             * one. */
+            .events =
+                (short)(wants_to_send(p) || shunt_stream_pending(&p->stream) ? POLLIN | POLLOUT
+                                                                             : POLLIN),
         };
     }
     return n;

@@ -105,6 +105,7 @@ struct shunt_transport_ops {
     const char *name;
     const char *absent;      /* why this build does not have it; NULL: it has */
     bool needs_shared_inbox; /* of SHUNT_REGION_SHARED */
+    bool stream_is_secret;   /* what it says on its streams opens this node's memory */
     /* Bytes, in a rack of so many nodes. */
     uint64_t (*footprint)(uint32_t node_count);
     int (*open)(struct shunt_transport **t, const struct shunt_transport_config *cfg,
@@ -124,6 +125,21 @@ struct shunt_transport_ops {
      * the memory named at open: then nobody may give it back. */
     bool (*close)(struct shunt_transport *t);
 };
+
+/* The backends a rack can settle on: the last one that all of its nodes may use. Bits of a mask
+ * that nodes tell each other, so numbers stay as they are. */
+enum shunt_transport_kind {
+    SHUNT_TRANSPORT_TCP,
+    SHUNT_TRANSPORT_VERBS,
+    SHUNT_TRANSPORT_SHM,
+    SHUNT_TRANSPORT_KINDS
+};
+
+/* Return: also one that this build does not have, which says so; NULL for no kind. */
+const struct shunt_transport_ops *shunt_transport_get(enum shunt_transport_kind kind);
+
+/* "tcp, verbs", for a mask of kinds. */
+void shunt_transport_names(uint32_t kinds, char *text, size_t bytes);
 
 extern const struct shunt_transport_ops shunt_transport_tcp;
 extern const struct shunt_transport_ops shunt_transport_shm;

@@ -5,6 +5,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "runtime/base/tls.h"
+
 static ssize_t result_of(ssize_t n)
 {
     if (n >= 0)
@@ -16,6 +18,8 @@ ssize_t shunt_stream_sendv(const struct shunt_stream *s, const struct iovec *iov
 {
     const struct msghdr msg = {.msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)count};
 
+    if (s->tls)
+        return shunt_tls_sendv(s->tls, iov, count);
     return result_of(sendmsg(s->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
@@ -26,17 +30,20 @@ ssize_t shunt_stream_send(const struct shunt_stream *s, const void *bytes, size_
 
 ssize_t shunt_stream_recv(const struct shunt_stream *s, void *bytes, size_t len)
 {
+    if (s->tls)
+        return shunt_tls_recv(s->tls, bytes, len);
     return result_of(recv(s->fd, bytes, len, MSG_DONTWAIT));
 }
 
 bool shunt_stream_pending(const struct shunt_stream *s)
 {
-    (void)s;
-    return false;
+    return s->tls && shunt_tls_pending(s->tls);
 }
 
 void shunt_stream_close(struct shunt_stream *s)
 {
+    if (s->tls)
+        shunt_tls_end(s->tls);
     if (s->fd >= 0)
         close(s->fd);
     *s = SHUNT_STREAM_NONE;

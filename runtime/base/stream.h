@@ -19,7 +19,8 @@ struct shunt_stream {
 
 #define SHUNT_STREAM_NONE ((struct shunt_stream){.fd = -1})
 
-/* Return: bytes taken, at least 1; -EAGAIN; a negative errno value. */
+/* Return: bytes taken, at least 1; -EAGAIN; a negative errno value. After -EAGAIN the next call
+ * begins with the same bytes: TLS may have made a record of them already. */
 ssize_t shunt_stream_send(const struct shunt_stream *s, const void *bytes, size_t len);
 ssize_t shunt_stream_sendv(const struct shunt_stream *s, const struct iovec *iov, int count);
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -47,9 +48,11 @@ static bool is_port(const char *text)
     return port > 0;
 }
 
-int shunt_address_parse(struct shunt_address *address, const char *text, struct shunt_error *err)
+static int resolve(struct shunt_address *address, const char *text, int flags,
+                   struct shunt_error *err)
 {
-    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    const struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = flags};
     struct addrinfo *found;
     const char *port;
     char host[256];
@@ -70,6 +73,55 @@ int shunt_address_parse(struct shunt_address *address, const char *text, struct 
     address->len = found->ai_addrlen;
     freeaddrinfo(found);
     return 0;
+}
+
+int shunt_address_parse(struct shunt_address *address, const char *text, struct shunt_error *err)
+{
+    return resolve(address, text, 0, err);
+}
+
+int shunt_address_parse_numeric(struct shunt_address *address, const char *text,
+                                struct shunt_error *err)
+{
+    return resolve(address, text, AI_NUMERICHOST | AI_NUMERICSERV, err);
+}
+
+void shunt_address_print(const struct shunt_address *address, char *text, size_t bytes)
+{
+    char host[64], port[8];
+
+    if (getnameinfo((const struct sockaddr *)&address->addr, address->len, host, sizeof(host), port,
+                    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV))
+        snprintf(text, bytes, "an unknown address");
+    else if (address->addr.ss_family == AF_INET6)
+        snprintf(text, bytes, "[%s]:%s", host, port);
+    else
+        snprintf(text, bytes, "%s:%s", host, port);
+}
+
+uint16_t shunt_address_port(const struct shunt_address *address)
+{
+    if (address->addr.ss_family == AF_INET)
+        return ntohs(((const struct sockaddr_in *)&address->addr)->sin_port);
+    if (address->addr.ss_family == AF_INET6)
+        return ntohs(((const struct sockaddr_in6 *)&address->addr)->sin6_port);
+    return 0;
+}
+
+void shunt_address_set_port(struct shunt_address *address, uint16_t port)
+{
+    if (address->addr.ss_family == AF_INET)
+        ((struct sockaddr_in *)&address->addr)->sin_port = htons(port);
+    else if (address->addr.ss_family == AF_INET6)
+        ((struct sockaddr_in6 *)&address->addr)->sin6_port = htons(port);
+}
+
+bool shunt_address_is_any(const struct shunt_address *address)
+{
+    if (address->addr.ss_family == AF_INET)
+        return ((const struct sockaddr_in *)&address->addr)->sin_addr.s_addr == htonl(INADDR_ANY);
+    return address->addr.ss_family == AF_INET6 &&
+           IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)&address->addr)->sin6_addr);
 }
 
 bool shunt_address_is_loopback(const struct shunt_address *address)
@@ -111,4 +163,27 @@ int shunt_address_listen(const struct shunt_address *address, const char *text, 
         return shunt_error_set(err, rc, "%s: cannot listen: %s", text, strerror(-rc));
     }
     return fd;
+}
+
+int shunt_address_bind_udp(const struct shunt_address *address, uint16_t *port,
+                           struct shunt_error *err)
+{
+    struct shunt_address a = *address;
+    int fd = socket(a.addr.ss_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int rc = fd < 0 ? -errno : 0;
+
+    if (!rc && bind(fd, (const struct sockaddr *)&a.addr, a.len)) {
+        shunt_address_set_port(&a, 0);
+        if (bind(fd, (const struct sockaddr *)&a.addr, a.len))
+            rc = -errno;
+    }
+    if (!rc && getsockname(fd, (struct sockaddr *)&a.addr, &a.len))
+        rc = -errno;
+    if (!rc) {
+        *port = shunt_address_port(&a);
+        return fd;
+    }
+    if (fd >= 0)
+        close(fd);
+    return shunt_error_set(err, rc, "no socket for datagrams: %s", strerror(-rc));
 }

@@ -11,280 +11,32 @@
 #include <unistd.h>
 
 #include "runtime/base/clock.h"
-#include "runtime/cluster/address.h"
+#include "runtime/cluster/join_impl.h"
 
 /* A stranger who connects and stays silent holds a place no longer than this. */
-#define HELLO_TIMEOUT_NS (5 * SHUNT_NS_PER_S)
-#define RETRY_NS         (50 * SHUNT_NS_PER_MS)
+#define STRANGER_TIMEOUT_NS (5 * SHUNT_NS_PER_S)
 /* Connections accepted and not yet known, beyond those the rack needs. */
 #define STRANGERS_MAX 16u
 
-enum state {
-    UNUSED,
-    WAITING,    /* to connect again */
-    CONNECTING, /* outgoing */
-    SENDING,    /* outgoing: our hello; incoming: our answer */
-    READING,    /* the peer's hello */
-};
+#define KEY_REMEDY                                                                                 \
+    "other machines need a key: (umask 077; openssl rand -hex 32 > shunt.key), the same file on "  \
+    "every node, and --key-file shunt.key"
 
-struct connection {
-    enum state state;
-    int fd;
-    bool outgoing;
-    uint32_t rank; /* of the peer; incoming: known once its hello is read */
-    enum shunt_stream_kind stream;
-    int64_t deadline_ns; /* of an incoming one; of WAITING the time to try again */
-    struct shunt_hello out, in;
-    size_t out_done, in_done;
-};
+/* ---- who is there and who is not */
 
-struct joining {
-    const struct shunt_rack_config *cfg;
-    struct shunt_joined *peers;
-    struct shunt_address *addresses; /* [node_count] */
-    struct connection *connections;
-    struct pollfd *fds; /* the listener, cancel_fd, [connection_max], the peers' streams */
-    uint32_t connection_max;
-    uint32_t missing; /* streams */
-    int listen_fd;
-    int64_t deadline_ns;
-    int connect_errno; /* of the last attempt that failed */
-    int socket_errno;  /* this node cannot have another socket; 0: it can */
-};
-
-void shunt_join_label(const struct shunt_rack_config *cfg, uint32_t rank, char *label, size_t bytes)
+static bool is_here(const struct shunt_joining *j, uint32_t rank)
 {
-    snprintf(label, bytes, "rank %" PRIu32 " (%s)", rank, cfg->addresses[rank]);
-}
+    const struct shunt_joined *peer = &j->mesh->peers[rank];
 
-/* ---- one connection */
-
-static void drop(struct connection *c)
-{
-    if (c->fd >= 0)
-        close(c->fd);
-    c->fd = -1;
-    c->state = UNUSED;
-}
-
-static void retry_later(struct joining *j, struct connection *c, int error)
-{
-    j->connect_errno = error;
-    drop(c);
-    c->state = WAITING;
-    c->deadline_ns = shunt_now_ns() + RETRY_NS;
-}
-
-static void start_connecting(struct joining *j, struct connection *c)
-{
-    const struct shunt_address *a = &j->addresses[c->rank];
-
-    c->fd = socket(a->addr.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (c->fd < 0) {
-        j->socket_errno = errno;
-        return;
-    }
-    shunt_hello_fill(&c->out, j->cfg, c->stream);
-    c->out_done = 0;
-    c->in_done = 0;
-    c->state = CONNECTING;
-    if (connect(c->fd, (const struct sockaddr *)&a->addr, a->len) && errno != EINPROGRESS)
-        retry_later(j, c, errno);
-}
-
-/* Both hellos have been seen and agree: the stream is the peer's. */
-static void adopt(struct joining *j, struct connection *c)
-{
-    struct shunt_joined *peer = &j->peers[c->rank];
-
-    peer->hello = c->in;
-    peer->fds[c->stream] = c->fd;
-    c->fd = -1;
-    c->state = UNUSED;
-    j->missing--;
-}
-
-/* Connecting to a free port of one's own machine can, once in a while, meet itself. */
-static bool met_itself(int fd)
-{
-    struct sockaddr_storage here, there;
-    socklen_t here_len = sizeof(here), there_len = sizeof(there);
-
-    memset(&here, 0, sizeof(here));
-    memset(&there, 0, sizeof(there));
-    return getsockname(fd, (struct sockaddr *)&here, &here_len) == 0 &&
-           getpeername(fd, (struct sockaddr *)&there, &there_len) == 0 && here_len == there_len &&
-           memcmp(&here, &there, here_len) == 0;
-}
-
-/* The peer we connected to has answered. */
-static int check_answer(struct joining *j, struct connection *c, struct shunt_error *err)
-{
-    char label[96];
-    int rc;
-
-    shunt_join_label(j->cfg, c->rank, label, sizeof(label));
-    if (met_itself(c->fd)) {
-        retry_later(j, c, ECONNREFUSED);
-        return 0;
-    }
-    if (!shunt_hello_is_one(&c->in))
-        return shunt_error_set(
-            err, -EPROTO, "%s: whatever listens there is not shunt; is the port right?", label);
-    rc = shunt_hello_check(&c->in, j->cfg, label, err);
-    if (rc)
-        return rc;
-    if (c->in.rank != c->rank)
-        return shunt_error_set(err, -EPROTO,
-                               "%s calls itself rank %u; give every node the same --rack, and each "
-                               "its own --rank",
-                               label, c->in.rank);
-    adopt(j, c);
-    return 0;
-}
-
-/* True when the stream is there, or the answer to its hello is on the way. */
-static bool is_taken(const struct joining *j, uint32_t rank, uint32_t stream)
-{
-    for (uint32_t i = 0; i < j->connection_max; i++) {
-        const struct connection *c = &j->connections[i];
-
-        if (!c->outgoing && c->state == SENDING && c->rank == rank && c->stream == stream)
-            return true;
-    }
-    return j->peers[rank].fds[stream] >= 0;
-}
-
-/* Somebody who connected to us has said hello: answer, or refuse. A mismatch with a node that means
- * to belong here ends the join on both sides; a stranger is only turned away. */
-static int check_hello(struct joining *j, struct connection *c, struct shunt_error *err)
-{
-    const struct shunt_rack_config *cfg = j->cfg;
-    struct shunt_error why;
-    char label[96];
-    int rc;
-
-    if (!shunt_hello_is_one(&c->in)) {
-        drop(c);
-        return 0;
-    }
-    if (c->in.rank < cfg->node_count)
-        shunt_join_label(cfg, c->in.rank, label, sizeof(label));
-    else
-        snprintf(label, sizeof(label), "rank %u", c->in.rank);
-    rc = shunt_hello_check(&c->in, cfg, label, &why);
-    if (!rc && (c->in.rank <= cfg->rank || c->in.rank >= cfg->node_count ||
-                c->in.stream >= SHUNT_STREAMS || is_taken(j, c->in.rank, c->in.stream)))
-        rc = shunt_error_set(&why, -EPROTO,
-                             "a node calls itself rank %u, and rank %u does not expect one; give "
-                             "every node the same --rack, and each its own --rank",
-                             c->in.rank, cfg->rank);
-    shunt_hello_fill(&c->out, cfg, c->in.stream);
-    if (rc) {
-        shunt_hello_refuse(&c->out, &why);
-        /* As far as the socket takes it at once: 256 bytes on a fresh connection always fit. */
-        if (send(c->fd, &c->out, sizeof(c->out), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-            rc = why.code;
-        drop(c);
-        if (err)
-            *err = why;
-        return why.code;
-    }
-    c->rank = c->in.rank;
-    c->stream = (enum shunt_stream_kind)c->in.stream;
-    c->out_done = 0;
-    c->state = SENDING;
-    return 0;
-}
-
-/* Return: 1 done, 0 not yet, negative errno value. */
-static int move_bytes(struct connection *c)
-{
-    bool sending = c->state == SENDING;
-    size_t *done = sending ? &c->out_done : &c->in_done;
-    unsigned char *bytes = sending ? (unsigned char *)&c->out : (unsigned char *)&c->in;
-
-    while (*done < sizeof(struct shunt_hello)) {
-        size_t left = sizeof(struct shunt_hello) - *done;
-        ssize_t n = sending ? send(c->fd, bytes + *done, left, MSG_NOSIGNAL)
-                            : recv(c->fd, bytes + *done, left, 0);
-
-        if (n == 0)
-            return -ECONNRESET;
-        if (n < 0)
-            return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-        *done += (size_t)n;
-    }
-    return 1;
-}
-
-/* The socket of a connection is ready. */
-static int advance(struct joining *j, struct connection *c, struct shunt_error *err)
-{
-    int rc;
-
-    if (c->state == CONNECTING) {
-        int error = 0;
-        socklen_t len = sizeof(error);
-
-        getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &len);
-        if (error) {
-            retry_later(j, c, error);
-            return 0;
-        }
-        c->state = SENDING;
-    }
-    rc = move_bytes(c);
-    if (rc < 0) {
-        /* A listener that goes away before it answers may still be starting: try again. */
-        if (c->outgoing)
-            retry_later(j, c, -rc);
-        else
-            drop(c);
-        return 0;
-    }
-    if (rc == 0)
-        return 0;
-    if (c->state == READING)
-        return c->outgoing ? check_answer(j, c, err) : check_hello(j, c, err);
-    if (c->outgoing)
-        c->state = READING;
-    else
-        adopt(j, c);
-    return 0;
-}
-
-static void accept_one(struct joining *j)
-{
-    int fd = accept4(j->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-
-    /* Whatever else goes wrong is the matter of whoever wanted to connect. */
-    if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
-        j->socket_errno = errno;
-    if (fd < 0)
-        return;
-    for (uint32_t i = 0; i < j->connection_max; i++) {
-        struct connection *c = &j->connections[i];
-
-        if (c->state != UNUSED || c->outgoing)
-            continue;
-        *c = (struct connection){
-            .state = READING, .fd = fd, .deadline_ns = shunt_now_ns() + HELLO_TIMEOUT_NS};
-        return;
-    }
-    close(fd);
-}
-
-/* ---- the loop */
-
-static bool is_here(const struct joining *j, uint32_t rank)
-{
-    return rank == j->cfg->rank || (j->peers[rank].fds[SHUNT_STREAM_CONTROL] >= 0 &&
-                                    j->peers[rank].fds[SHUNT_STREAM_DATA] >= 0);
+    if (rank == j->cfg->rank)
+        return true;
+    /* Data connections are not even tried before everybody has said hello. */
+    return peer->streams[SHUNT_STREAM_CONTROL].fd >= 0 &&
+           (!j->settled || peer->streams[SHUNT_STREAM_DATA].fd >= 0);
 }
 
 /* Those who are not here, but for `except`. */
-static void list_missing(const struct joining *j, uint32_t except, char *names, size_t bytes)
+static void list_missing(const struct shunt_joining *j, uint32_t except, char *names, size_t bytes)
 {
     size_t len = 0;
 
@@ -294,47 +46,143 @@ static void list_missing(const struct joining *j, uint32_t except, char *names, 
 
         if (is_here(j, r) || r == except)
             continue;
-        shunt_join_label(j->cfg, r, label, sizeof(label));
+        shunt_join_label(r, j->texts[r], label, sizeof(label));
         len += (size_t)snprintf(names + len, bytes - len, "%s%s", len ? ", " : "", label);
     }
 }
 
-static int report_missing(const struct joining *j, struct shunt_error *err)
+/* What this node's person can make something of. */
+static void list_reasons(const struct shunt_joining *j, char *text, size_t bytes)
 {
+    const char *in_tls = j->hung_up_in_tls ? ", in the TLS handshake: does it have a key?" : "";
     bool outgoing = false;
-    char names[256];
+    size_t len = 0;
 
-    list_missing(j, j->cfg->rank, names, sizeof(names));
+    text[0] = '\0';
     for (uint32_t r = 0; r < j->cfg->rank; r++)
         outgoing |= !is_here(j, r) && j->connect_errno;
-    return shunt_error_set(
-        err, -ETIMEDOUT,
-        "no answer within %.10g s from %s%s%s%s; start the missing nodes, or give "
-        "them longer with --join-timeout",
-        (double)j->cfg->join_timeout_ns / 1e9, names, outgoing ? " (" : "",
-        outgoing ? strerror(j->connect_errno) : "", outgoing ? ")" : "");
+    if (outgoing)
+        len = (size_t)snprintf(text, bytes, " (%s%s)", strerror(j->connect_errno), in_tls);
+    if (j->turned_away && len < bytes)
+        snprintf(text + len, bytes - len, "; %u turned away, the last %s", j->turned_away,
+                 j->stranger);
 }
 
+static int report_missing(const struct shunt_joining *j, struct shunt_error *err)
+{
+    char names[256], reasons[256];
+
+    list_missing(j, j->cfg->rank, names, sizeof(names));
+    list_reasons(j, reasons, sizeof(reasons));
+    return shunt_error_set(err, -ETIMEDOUT,
+                           "no answer within %.10g s from %s%s; start the missing nodes, or give "
+                           "them longer with --join-timeout",
+                           (double)j->cfg->join_timeout_ns / 1e9, names, reasons);
+}
+
+/* ---- what all agree on */
+
+/* Two nodes find out when they say hello; of three, each pair may have one in common. */
+static int refuse_transports(const struct shunt_joining *j, struct shunt_error *err)
+{
+    char list[384] = "";
+    size_t len = 0;
+
+    for (uint32_t r = 0; r < j->cfg->node_count && len < sizeof(list); r++) {
+        bool own = r == j->cfg->rank;
+        char label[96], kinds[64];
+
+        shunt_join_label(r, own ? "this node" : j->texts[r], label, sizeof(label));
+        shunt_transport_names(own ? j->cfg->transports : j->mesh->peers[r].hello.transports, kinds,
+                              sizeof(kinds));
+        len += (size_t)snprintf(list + len, sizeof(list) - len, "%s%s has %s", r ? ", " : "", label,
+                                kinds);
+    }
+    return shunt_error_set(err, -EPROTO,
+                           "the nodes have no transport in common: %s; give every node the same "
+                           "--transport",
+                           list);
+}
+
+/* Everybody's hello is here: how rows travel, and whether the streams for it need TLS. */
+static int settle(struct shunt_joining *j, struct shunt_error *err)
+{
+    const struct shunt_transport_ops *ops;
+    uint32_t kinds = j->cfg->transports;
+
+    for (uint32_t r = 0; r < j->cfg->node_count; r++)
+        if (r != j->cfg->rank)
+            kinds &= j->mesh->peers[r].hello.transports;
+    if (kinds == 0)
+        return refuse_transports(j, err);
+    j->mesh->transport = (enum shunt_transport_kind)(31 - __builtin_clz(kinds));
+    ops = shunt_transport_get(j->mesh->transport);
+    j->data_tls = j->tls && (j->cfg->encrypt || !ops || ops->stream_is_secret);
+    j->settled = true;
+    return 0;
+}
+
+/* Rank 0 of a rendezvous has the table when everybody has said where to be found. */
+static void look_for_table(struct shunt_joining *j)
+{
+    uint32_t told = 0;
+
+    for (uint32_t i = 0; i < j->connection_max; i++)
+        told += j->connections[i].state == SHUNT_JOIN_HELD &&
+                j->connections[i].part == SHUNT_JOIN_TABLE;
+    j->has_table = told == j->cfg->node_count - 1;
+}
+
+int shunt_join_take_table(struct shunt_joining *j, const struct shunt_table *table,
+                          struct shunt_error *err)
+{
+    uint32_t own = j->cfg->rank;
+    int rc = shunt_table_check(table, j->cfg->node_count, err);
+
+    if (!rc && strcmp(table->addresses[own], j->texts[own]))
+        return shunt_error_set(err, -EPROTO,
+                               "rank 0 sent '%s' as the address of this node, which listens on %s",
+                               table->addresses[own], j->texts[own]);
+    for (uint32_t r = 0; r < j->cfg->node_count && !rc; r++) {
+        struct shunt_joined *peer = &j->mesh->peers[r];
+
+        memcpy(peer->address, table->addresses[r], sizeof(peer->address));
+        j->texts[r] = peer->address;
+        if (r == 0 || r == own)
+            continue; /* reached already, by the name that was given here */
+        rc = shunt_address_parse_numeric(&j->addresses[r], peer->address, err);
+        if (!rc && !j->tls && !shunt_address_is_loopback(&j->addresses[r]))
+            rc = shunt_error_set(err, -EACCES, "rank %" PRIu32 " listens on %s; " KEY_REMEDY, r,
+                                 peer->address);
+    }
+    j->has_table = !rc;
+    return rc;
+}
+
+/* ---- the loop */
+
 /* Streams of peers that are here, watched until the mesh stands: nobody reads from them yet. */
-static uint32_t watch_joined(struct joining *j, uint32_t n)
+static uint32_t watch_joined(struct shunt_joining *j, uint32_t n)
 {
     for (uint32_t r = 0; r < j->cfg->node_count; r++)
         for (uint32_t s = 0; s < SHUNT_STREAMS; s++)
-            j->fds[n++] = (struct pollfd){.fd = j->peers[r].fds[s], .events = POLLRDHUP};
+            j->fds[n++] =
+                (struct pollfd){.fd = j->mesh->peers[r].streams[s].fd, .events = POLLRDHUP};
     return n;
 }
 
 /* A peer that has gone again would be missed only when its stream is used, and no other may take
  * its place: the rack cannot form any more. */
-static int check_joined(const struct joining *j, uint32_t first, struct shunt_error *err)
+static int check_joined(const struct shunt_joining *j, uint32_t first, struct shunt_error *err)
 {
     for (uint32_t i = 0; i < j->cfg->node_count * SHUNT_STREAMS; i++) {
+        uint32_t rank = i / SHUNT_STREAMS;
         char label[96], names[256];
 
         if (!j->fds[first + i].revents)
             continue;
-        shunt_join_label(j->cfg, i / SHUNT_STREAMS, label, sizeof(label));
-        list_missing(j, i / SHUNT_STREAMS, names, sizeof(names));
+        shunt_join_label(rank, j->texts[rank], label, sizeof(label));
+        list_missing(j, rank, names, sizeof(names));
         return shunt_error_set(err, -ECONNRESET,
                                "%s is gone before the rack was complete: its process ended (look "
                                "at its own last message)%s%s%s",
@@ -343,8 +191,64 @@ static int check_joined(const struct joining *j, uint32_t first, struct shunt_er
     return 0;
 }
 
+/* Whoever has been a stranger for longest makes room. */
+static struct shunt_connection *find_room(struct shunt_joining *j)
+{
+    struct shunt_connection *oldest = NULL;
+
+    for (uint32_t i = 0; i < j->connection_max; i++) {
+        struct shunt_connection *c = &j->connections[i];
+
+        if (c->outgoing || c->admitted)
+            continue;
+        if (c->state == SHUNT_JOIN_UNUSED)
+            return c;
+        if (!oldest || c->since_ns < oldest->since_ns)
+            oldest = c;
+    }
+    if (oldest)
+        shunt_join_drop(oldest);
+    return oldest;
+}
+
+static void accept_one(struct shunt_joining *j)
+{
+    int fd = accept4(j->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    struct shunt_connection *c;
+
+    /* Whatever else goes wrong is the matter of whoever wanted to connect. */
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
+        j->socket_errno = errno;
+    if (fd < 0)
+        return;
+    c = find_room(j);
+    if (!c) {
+        close(fd);
+        return;
+    }
+    c->state = SHUNT_JOIN_OPENING;
+    c->stream = (struct shunt_stream){.fd = fd};
+    c->kind = SHUNT_STREAM_CONTROL;
+    c->since_ns = shunt_now_ns();
+    c->deadline_ns = c->since_ns + STRANGER_TIMEOUT_NS;
+}
+
+static bool may_connect(const struct shunt_joining *j, const struct shunt_connection *c)
+{
+    if (c->kind == SHUNT_STREAM_DATA)
+        return j->settled;
+    return c->rank == 0 || j->has_table;
+}
+
+static bool is_timed(const struct shunt_joining *j, const struct shunt_connection *c)
+{
+    if (c->state == SHUNT_JOIN_WAITING)
+        return may_connect(j, c);
+    return !c->outgoing && !c->admitted && c->state != SHUNT_JOIN_UNUSED;
+}
+
 /* Fills j->fds; returns their number. *wake_ns is when something is due without any of them. */
-static uint32_t prepare(struct joining *j, int64_t now, int64_t *wake_ns)
+static uint32_t prepare(struct shunt_joining *j, int64_t now, int64_t *wake_ns)
 {
     uint32_t n = 0;
 
@@ -353,187 +257,353 @@ static uint32_t prepare(struct joining *j, int64_t now, int64_t *wake_ns)
     j->fds[n++] =
         (struct pollfd){.fd = j->cfg->cancel_fd ? *j->cfg->cancel_fd : -1, .events = POLLIN};
     for (uint32_t i = 0; i < j->connection_max; i++) {
-        struct connection *c = &j->connections[i];
+        struct shunt_connection *c = &j->connections[i];
 
-        if (c->state == WAITING && now >= c->deadline_ns)
-            start_connecting(j, c);
-        if (!c->outgoing && c->state != UNUSED && now >= c->deadline_ns)
-            drop(c);
-        if ((c->state == WAITING || (!c->outgoing && c->state != UNUSED)) &&
-            c->deadline_ns < *wake_ns)
+        if (is_timed(j, c) && now >= c->deadline_ns) {
+            if (c->state == SHUNT_JOIN_WAITING)
+                shunt_join_connect(j, c);
+            else
+                shunt_join_drop(c);
+        }
+        if (is_timed(j, c) && c->deadline_ns < *wake_ns)
             *wake_ns = c->deadline_ns;
-        j->fds[n++] = (struct pollfd){
-            .fd = c->state == UNUSED || c->state == WAITING ? -1 : c->fd,
-            .events = c->state == READING ? POLLIN : POLLOUT,
-        };
+        j->fds[n++] = (struct pollfd){.fd = c->stream.fd, .events = shunt_join_events(c)};
     }
     return n;
 }
 
-static int run(struct joining *j, struct shunt_error *err)
+/* What is held goes on when what it waited for is there; nothing else would wake it. */
+static int resume_held(struct shunt_joining *j, struct shunt_error *err)
 {
-    while (j->missing > 0) {
-        int64_t now = shunt_now_ns();
-        struct timespec timeout;
-        uint32_t watched, n;
-        int64_t wake_ns;
-        int rc;
+    int rc = 0;
 
-        if (j->socket_errno)
-            return shunt_error_set(err, -j->socket_errno,
-                                   "no room for the connections of the rack: %s; raise ulimit -n",
-                                   strerror(j->socket_errno));
-        if (now >= j->deadline_ns)
-            return report_missing(j, err);
-        watched = prepare(j, now, &wake_ns);
-        n = watch_joined(j, watched);
-        timeout = shunt_timespec(wake_ns > now ? wake_ns - now : 0);
-        rc = ppoll(j->fds, n, &timeout, NULL);
-        if (rc < 0 && errno != EINTR)
-            j->socket_errno = errno; /* EINVAL: more than the process may have open */
-        if (rc <= 0)
+    if (!j->has_table && j->cfg->rank == 0)
+        look_for_table(j);
+    if (!j->settled && j->controls_missing == 0)
+        rc = settle(j, err);
+    for (uint32_t i = 0; i < j->connection_max && !rc; i++)
+        if (j->connections[i].state == SHUNT_JOIN_HELD)
+            rc = shunt_join_advance(j, &j->connections[i], err);
+    return rc;
+}
+
+static int advance_ready(struct shunt_joining *j, struct shunt_error *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; i < j->connection_max && !rc; i++) {
+        struct shunt_connection *c = &j->connections[i];
+
+        if (!j->fds[i + 2].revents || j->fds[i + 2].fd != c->stream.fd)
             continue;
-        if (j->fds[1].revents)
-            return shunt_error_set(err, -ECANCELED, "told to stop while joining the rack");
-        rc = check_joined(j, watched, err);
-        if (rc)
-            return rc;
-        if (j->fds[0].revents)
-            accept_one(j);
-        for (uint32_t i = 0; i < j->connection_max; i++) {
-            if (!j->fds[i + 2].revents || j->fds[i + 2].fd != j->connections[i].fd)
-                continue;
-            rc = advance(j, &j->connections[i], err);
-            if (rc)
-                return rc;
-        }
+        if (c->state == SHUNT_JOIN_HELD)
+            shunt_join_drop(c); /* it has hung up */
+        else
+            rc = shunt_join_advance(j, c, err);
     }
-    return 0;
+    return rc;
+}
+
+static int turn(struct shunt_joining *j, struct shunt_error *err)
+{
+    int64_t now = shunt_now_ns();
+    struct timespec timeout;
+    uint32_t watched, n;
+    int64_t wake_ns;
+    int rc;
+
+    if (j->socket_errno)
+        return shunt_error_set(err, -j->socket_errno,
+                               "no room for the connections of the rack: %s; raise ulimit -n",
+                               strerror(j->socket_errno));
+    if (now >= j->deadline_ns)
+        return report_missing(j, err);
+    watched = prepare(j, now, &wake_ns);
+    n = watch_joined(j, watched);
+    timeout = shunt_timespec(wake_ns > now ? wake_ns - now : 0);
+    rc = ppoll(j->fds, n, &timeout, NULL);
+    if (rc < 0 && errno != EINTR)
+        j->socket_errno = errno; /* EINVAL: more than the process may have open */
+    if (rc <= 0)
+        return 0;
+    if (j->fds[1].revents)
+        return shunt_error_set(err, -ECANCELED, "told to stop while joining the rack");
+    rc = advance_ready(j, err);
+    if (!rc && j->fds[0].revents)
+        accept_one(j);
+    /* Last: one that has met us all, and found then that it must end, has gone in good order. */
+    if (!rc && (j->controls_missing > 0 || j->data_missing > 0))
+        rc = check_joined(j, watched, err);
+    return rc;
+}
+
+static int run(struct shunt_joining *j, struct shunt_error *err)
+{
+    int rc = 0;
+
+    while (!rc && (j->controls_missing > 0 || j->data_missing > 0)) {
+        rc = turn(j, err);
+        if (!rc)
+            rc = resume_held(j, err);
+    }
+    return rc;
 }
 
 /* ---- set up and tear down */
 
-static int resolve(struct joining *j, struct shunt_error *err)
+static int refuse_remote(const struct shunt_address *a, const char *text, struct shunt_error *err)
+{
+    if (shunt_address_is_loopback(a))
+        return 0;
+    return shunt_error_set(err, -EACCES, "%s is no loopback address; " KEY_REMEDY, text);
+}
+
+static int resolve(struct shunt_joining *j, struct shunt_error *err)
 {
     const struct shunt_rack_config *cfg = j->cfg;
+    int rc = 0;
 
-    for (uint32_t r = 0; r < cfg->node_count; r++) {
-        int rc = shunt_address_parse(&j->addresses[r], cfg->addresses[r], err);
-
-        if (rc)
-            return rc;
-        if (!cfg->allow_remote && !shunt_address_is_loopback(&j->addresses[r]))
-            return shunt_error_set(err, -EACCES,
-                                   "%s is no loopback address. Connections are not authenticated "
-                                   "yet: on a network you trust, say so with --allow-remote",
-                                   cfg->addresses[r]);
+    j->has_table = true;
+    if (!cfg->addresses[0])
+        return shunt_error_set(err, -EINVAL, "nobody has said where rank 0 is to be found");
+    for (uint32_t r = 0; r < cfg->node_count && !rc; r++) {
+        j->texts[r] = cfg->addresses[r];
+        j->has_table &= j->texts[r] != NULL;
+        if (!j->texts[r])
+            continue;
+        rc = shunt_address_parse(&j->addresses[r], j->texts[r], err);
+        if (!rc && !j->tls)
+            rc = refuse_remote(&j->addresses[r], j->texts[r], err);
     }
-    return 0;
+    return rc;
+}
+
+/* In a rendezvous rank 0 goes by what each node says of itself. */
+static void forget_others(struct shunt_joining *j)
+{
+    for (uint32_t r = 1; r < j->cfg->node_count && !j->has_table; r++)
+        if (r != j->cfg->rank)
+            j->texts[r] = NULL;
 }
 
 /* Two ranks at one address would wait for each other in vain. */
-static int refuse_twins(const struct joining *j, struct shunt_error *err)
+static int refuse_twins(const struct shunt_joining *j, struct shunt_error *err)
 {
     for (uint32_t r = 1; r < j->cfg->node_count; r++)
         for (uint32_t other = 0; other < r; other++) {
             const struct shunt_address *a = &j->addresses[r], *b = &j->addresses[other];
 
-            if (a->len == b->len && !memcmp(&a->addr, &b->addr, a->len))
+            if (j->texts[r] && j->texts[other] && a->len == b->len &&
+                !memcmp(&a->addr, &b->addr, a->len))
                 return shunt_error_set(err, -EINVAL,
                                        "rack address %s is there twice, as rank %" PRIu32
                                        " and as rank %" PRIu32 "; give every node its own",
-                                       j->cfg->addresses[r], other, r);
+                                       j->texts[r], other, r);
         }
     return 0;
 }
 
-static bool is_loopback_socket(int fd)
+static int backlog(const struct shunt_joining *j)
 {
-    struct shunt_address a = {.len = sizeof(a.addr)};
-
-    return getsockname(fd, (struct sockaddr *)&a.addr, &a.len) == 0 &&
-           shunt_address_is_loopback(&a);
+    return (int)(2 * j->cfg->node_count + STRANGERS_MAX);
 }
 
-static int start_listening(struct joining *j, struct shunt_error *err)
+static int own_address(int fd, struct shunt_address *a, struct shunt_error *err)
 {
-    const struct shunt_rack_config *cfg = j->cfg;
+    memset(a, 0, sizeof(*a));
+    a->len = sizeof(a->addr);
+    if (getsockname(fd, (struct sockaddr *)&a->addr, &a->len) == 0)
+        return 0;
+    return shunt_error_set(err, -errno, "this node's own address: %s", strerror(errno));
+}
+
+/* Datagrams come to where connections do. */
+static int bind_live(struct shunt_joining *j, struct shunt_error *err)
+{
+    struct shunt_address a;
+    int rc = own_address(j->listen_fd, &a, err);
+
+    if (rc)
+        return rc;
+    j->mesh->live_fd = shunt_address_bind_udp(&a, &j->live_port, err);
+    return j->mesh->live_fd < 0 ? j->mesh->live_fd : 0;
+}
+
+/* What this node tells rank 0: where it listens, by the address that rank 0 is reached from. */
+static int name_oneself(struct shunt_joining *j, int fd, struct shunt_error *err)
+{
+    struct shunt_joined *own = &j->mesh->peers[j->cfg->rank];
+    struct shunt_address here, a;
+    int rc = own_address(fd, &here, err);
+
+    if (!rc)
+        rc = own_address(j->listen_fd, &a, err);
+    if (rc)
+        return rc;
+    if (shunt_address_is_any(&a)) {
+        shunt_address_set_port(&here, shunt_address_port(&a));
+        a = here;
+    }
+    shunt_address_print(&a, own->address, sizeof(own->address));
+    j->texts[j->cfg->rank] = own->address;
+    return 0;
+}
+
+int shunt_join_listen_beside(struct shunt_joining *j, int fd, struct shunt_error *err)
+{
+    struct shunt_address a;
+    int rc = 0;
+
+    if (j->texts[j->cfg->rank])
+        return 0;
+    if (j->listen_fd < 0) {
+        rc = own_address(fd, &a, err);
+        if (rc)
+            return rc;
+        shunt_address_set_port(&a, 0);
+        j->listen_fd = shunt_address_listen(&a, "any port", backlog(j), err);
+        if (j->listen_fd < 0)
+            return j->listen_fd;
+        rc = bind_live(j, err);
+    }
+    return rc ? rc : name_oneself(j, fd, err);
+}
+
+static int listen_on_given(struct shunt_joining *j, struct shunt_error *err)
+{
+    struct shunt_address a;
     int flags;
 
-    if (cfg->listen_fd < 0) {
-        j->listen_fd = shunt_address_listen(&j->addresses[cfg->rank], cfg->addresses[cfg->rank],
-                                            (int)(2 * cfg->node_count + STRANGERS_MAX), err);
-        return j->listen_fd < 0 ? j->listen_fd : 0;
-    }
-    if (!cfg->allow_remote && !is_loopback_socket(j->listen_fd))
-        return shunt_error_set(
-            err, -EACCES,
-            "listen_fd %d is no socket on a loopback address; connections are not "
-            "authenticated: allow_remote (--allow-remote) on a network you trust",
-            j->listen_fd);
+    if (!j->tls && (own_address(j->listen_fd, &a, NULL) || !shunt_address_is_loopback(&a)))
+        return shunt_error_set(err, -EACCES,
+                               "listen_fd %d is no socket on a loopback address; " KEY_REMEDY,
+                               j->listen_fd);
     flags = fcntl(j->listen_fd, F_GETFL);
     if (flags < 0 || fcntl(j->listen_fd, F_SETFL, flags | O_NONBLOCK) ||
-        listen(j->listen_fd, (int)(2 * cfg->node_count + STRANGERS_MAX)))
+        listen(j->listen_fd, backlog(j)))
         return shunt_error_set(err, -errno, "listen_fd %d is no socket that can listen: %s",
                                j->listen_fd, strerror(errno));
     return 0;
 }
 
-static void plan_connections(struct joining *j)
+/* A node that was not told where does so when it has reached rank 0. */
+static int start_listening(struct shunt_joining *j, struct shunt_error *err)
+{
+    uint32_t rank = j->cfg->rank;
+    int rc = 0;
+
+    if (j->listen_fd >= 0) {
+        rc = listen_on_given(j, err);
+    } else if (j->texts[rank]) {
+        j->listen_fd = shunt_address_listen(&j->addresses[rank], j->texts[rank], backlog(j), err);
+        rc = j->listen_fd < 0 ? j->listen_fd : 0;
+    }
+    return rc || j->listen_fd < 0 ? rc : bind_live(j, err);
+}
+
+static void plan_connections(struct shunt_joining *j)
 {
     uint32_t n = 0;
 
     for (uint32_t r = 0; r < j->cfg->rank; r++)
         for (uint32_t s = 0; s < SHUNT_STREAMS; s++)
-            j->connections[n++] = (struct connection){.state = WAITING,
-                                                      .fd = -1,
-                                                      .outgoing = true,
-                                                      .rank = r,
-                                                      .stream = (enum shunt_stream_kind)s};
+            j->connections[n++] = (struct shunt_connection){.state = SHUNT_JOIN_WAITING,
+                                                            .stream = SHUNT_STREAM_NONE,
+                                                            .outgoing = true,
+                                                            .rank = r,
+                                                            .kind = (enum shunt_stream_kind)s};
     for (; n < j->connection_max; n++)
-        j->connections[n].fd = -1;
-    j->missing = (j->cfg->node_count - 1) * SHUNT_STREAMS;
+        j->connections[n].stream = SHUNT_STREAM_NONE;
+    j->controls_missing = j->data_missing = j->cfg->node_count - 1;
 }
 
-int shunt_join(const struct shunt_rack_config *cfg, struct shunt_joined *peers,
+static int open_tls(struct shunt_joining *j, struct shunt_error *err)
+{
+    if (shunt_credentials_given(&j->cfg->credentials))
+        return shunt_tls_open(&j->tls, &j->cfg->credentials, err);
+    if (!j->cfg->encrypt)
+        return 0;
+    return shunt_error_set(err, -EINVAL,
+                           "rows cannot be encrypted (--encrypt) without a key (--key-file)");
+}
+
+static int join(struct shunt_joining *j, struct shunt_error *err)
+{
+    int rc = open_tls(j, err);
+
+    plan_connections(j);
+    if (!rc)
+        rc = resolve(j, err);
+    if (!rc)
+        rc = refuse_twins(j, err);
+    if (!rc)
+        rc = start_listening(j, err);
+    if (!rc) {
+        forget_others(j);
+        rc = run(j, err);
+    }
+    for (uint32_t i = 0; i < j->connection_max; i++)
+        shunt_join_drop(&j->connections[i]);
+    shunt_tls_close(j->tls);
+    explicit_bzero(j->places, sizeof(j->places));
+    return rc;
+}
+
+void shunt_mesh_init(struct shunt_mesh *mesh)
+{
+    memset(mesh, 0, sizeof(*mesh));
+    mesh->live_fd = -1;
+    for (uint32_t r = 0; r < SHUNT_NODES_MAX; r++)
+        for (uint32_t s = 0; s < SHUNT_STREAMS; s++)
+            mesh->peers[r].streams[s] = SHUNT_STREAM_NONE;
+}
+
+void shunt_mesh_close(struct shunt_mesh *mesh)
+{
+    for (uint32_t r = 0; r < SHUNT_NODES_MAX; r++)
+        for (uint32_t s = 0; s < SHUNT_STREAMS; s++)
+            shunt_stream_close(&mesh->peers[r].streams[s]);
+    if (mesh->live_fd >= 0)
+        close(mesh->live_fd);
+    mesh->live_fd = -1;
+}
+
+/* Names that were given stay; those of a rendezvous are in the mesh already. */
+static void keep_addresses(struct shunt_joining *j)
+{
+    for (uint32_t r = 0; r < j->cfg->node_count; r++) {
+        char *address = j->mesh->peers[r].address;
+
+        if (j->texts[r] && j->texts[r] != address)
+            snprintf(address, sizeof(j->mesh->peers[r].address), "%s", j->texts[r]);
+    }
+}
+
+int shunt_join(const struct shunt_rack_config *cfg, struct shunt_mesh *mesh,
                struct shunt_error *err)
 {
-    struct joining j = {
+    struct shunt_joining j = {
         .cfg = cfg,
-        .peers = peers,
+        .mesh = mesh,
         .connection_max = cfg->node_count * SHUNT_STREAMS + STRANGERS_MAX,
         .listen_fd = cfg->listen_fd,
         .deadline_ns = shunt_deadline_ns(cfg->join_timeout_ns),
     };
     int rc;
 
-    for (uint32_t r = 0; r < cfg->node_count; r++)
-        for (uint32_t s = 0; s < SHUNT_STREAMS; s++)
-            peers[r].fds[s] = -1;
-    j.addresses = calloc(cfg->node_count, sizeof(*j.addresses));
+    shunt_mesh_init(mesh);
     j.connections = calloc(j.connection_max, sizeof(*j.connections));
     j.fds = calloc(j.connection_max + 2 + cfg->node_count * SHUNT_STREAMS, sizeof(*j.fds));
-    if (!j.addresses || !j.connections || !j.fds) {
+    if (j.connections && j.fds)
+        rc = join(&j, err);
+    else
         rc = shunt_error_set(err, -ENOMEM, "out of memory to join the rack");
-    } else {
-        plan_connections(&j);
-        rc = resolve(&j, err);
-        if (!rc)
-            rc = refuse_twins(&j, err);
-        if (!rc)
-            rc = start_listening(&j, err);
-        if (!rc)
-            rc = run(&j, err);
-        for (uint32_t i = 0; i < j.connection_max; i++)
-            drop(&j.connections[i]);
-    }
+    if (rc)
+        shunt_mesh_close(mesh);
+    else
+        keep_addresses(&j);
     if (j.listen_fd >= 0)
         close(j.listen_fd);
-    for (uint32_t r = 0; rc && r < cfg->node_count; r++)
-        for (uint32_t s = 0; s < SHUNT_STREAMS; s++)
-            if (peers[r].fds[s] >= 0)
-                close(peers[r].fds[s]);
-    free(j.addresses);
     free(j.connections);
     free(j.fds);
     return rc;

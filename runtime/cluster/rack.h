@@ -2,26 +2,31 @@
  *
  * Membership: how nodes find each other, agree that they belong together, and notice that one is
  * gone. Every pair of nodes has two connections: a data stream, handed to the transport, and a
- * control stream that stays here. Before anything else travels both sides show a hello: version,
- * rank, size of the rack, model fingerprint. A mismatch is refused with both sides' values.
+ * control stream that stays here. Between machines both sides first show in TLS that they belong to
+ * the rack (runtime/base/tls.h); without credentials shunt talks to loopback addresses only. Before
+ * anything else travels both sides show a hello: version, rank, the rack's nodes, model fingerprint
+ * (hello.h). A node that does not fit is refused, and whoever refuses it names both sides' values.
  *
- * After shunt_rack_start one control thread owns the control streams. It sends and expects
- * heartbeats, carries the messages of planning.h, and says once when the rack has ended: a peer's
- * stream closed without goodbye, a peer silent for dead_after_ns, a peer that reports a failure.
- * Compute never starves it, since it does nothing else.
+ * After shunt_rack_start one control thread owns the control streams. It sends and expects signs of
+ * life (liveness.h), carries the messages of planning.h, and says once when the rack has ended: a
+ * peer's stream closed without goodbye, a peer silent for dead_after_ns, a peer that reports a
+ * failure. It does nothing else, and takes a higher priority than compute where it may.
  */
 #ifndef SHUNT_CLUSTER_RACK_H
 #define SHUNT_CLUSTER_RACK_H
 
 #include "runtime/base/patience.h"
+#include "runtime/base/tls.h"
 #include "transport/transport.h"
 
 struct shunt_rack_config {
     uint32_t rank;
     uint32_t node_count;
-    const char *const *addresses; /* [node_count] "host:port"; unused for one node */
+    const char *const *addresses; /* [node_count] "host:port"; unused for one node. NULL for others
+                                     than rank 0: a rendezvous, in which rank 0 tells them */
     int listen_fd;                /* or -1 */
-    bool allow_remote;
+    struct shunt_credentials credentials;
+    bool encrypt; /* rows too, which travel over TCP then */
     bool serve_only;
     int64_t join_timeout_ns;
     const int *cancel_fd; /* joining gives up when it is readable; or NULL */
@@ -30,9 +35,12 @@ struct shunt_rack_config {
     const char *model_name;
     uint8_t fingerprint[16];
     uint32_t kernel_levels; /* bit i: this node can and may use level i */
+    uint32_t transports;    /* bit i: the same of enum shunt_transport_kind */
+    uint32_t wire_format;   /* of rows; the same on every node */
     uint32_t rows_max;      /* rows of hidden state this node ever dispatches at once */
 
     uint32_t message_max; /* bytes of the largest control message */
+    struct shunt_notify notify;
 };
 
 /* What a node said of itself. */
@@ -69,10 +77,14 @@ uint64_t shunt_rack_buffer_bytes(uint32_t node_count, uint32_t message_max);
 int shunt_rack_join(struct shunt_rack **rack, const struct shunt_rack_config *cfg,
                     struct shunt_error *err);
 
+/* The best that all nodes may use; of more than one node. */
+enum shunt_transport_kind shunt_rack_transport(const struct shunt_rack *rack);
+
 /* [node_count], this node included. */
 const struct shunt_rack_node *shunt_rack_nodes(const struct shunt_rack *rack);
 
-/* Gives the data streams away: streams[node_count], none at this node's rank. */
+/* Gives the data streams away: streams[node_count], none at this node's rank; in TLS where
+ * rows are to be encrypted, or where there are credentials and the transport's words are secret. */
 void shunt_rack_take_streams(struct shunt_rack *rack, struct shunt_stream *streams);
 
 /* Starts the control thread. */
@@ -91,6 +103,9 @@ int shunt_rack_send(struct shunt_rack *rack, uint32_t rank, uint32_t type, const
 
 /* 0 while the rack lives; else the code of what ended it. Any thread, no lock. */
 int shunt_rack_down(const struct shunt_rack *rack);
+
+/* Datagrams that came and were no sign of life of a peer. Any thread. */
+uint64_t shunt_rack_ignored(const struct shunt_rack *rack);
 
 /* What ended it. Return: its code, 0 while the rack lives. */
 int shunt_rack_why(struct shunt_rack *rack, struct shunt_error *why);

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <netdb.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 #include "runtime/base/cpu.h"
 #include "runtime/cluster/address.h"
 #include "runtime/engine/engine_impl.h"
+#include "transport/verbs/describe.h"
 
 #define CONTEXT_DEFAULT   2048u
 #define SEQUENCES_DEFAULT 4u
@@ -24,6 +26,15 @@
 /* Longer than a message within the machine takes, shorter than the sleep and wake-up it saves are
  * worth to others on the same processor. */
 #define BUSY_POLL_DEFAULT_NS (20 * SHUNT_NS_PER_US)
+
+/* Beyond the silence that makes a peer suspect, by what two signs of life that got lost take. */
+#define DEAD_AFTER_MIN_NS (200 * SHUNT_NS_PER_MS)
+
+/* Of a stream: what OpenSSL keeps, a record each way included; and of itself. */
+#define TLS_STREAM_BYTES (64u << 10)
+#define TLS_BYTES        (1u << 20)
+
+#define RDMA_PORTS_MAX 16
 
 #define KV_BYTES_MAX (1ull << 60)
 
@@ -47,7 +58,7 @@ void shunt_config_init(struct shunt_config *cfg)
         .join_timeout_ns = 60 * SHUNT_NS_PER_S,
         .ready_timeout_ns = 1800 * SHUNT_NS_PER_S,
         .step_timeout_ns = 120 * SHUNT_NS_PER_S,
-        .dead_after_ns = 5 * SHUNT_NS_PER_S,
+        .dead_after_ns = 500 * SHUNT_NS_PER_MS,
         .busy_poll_ns = BUSY_POLL_DEFAULT_NS,
         .context = CONTEXT_DEFAULT,
         .sequences_max = SEQUENCES_DEFAULT,
@@ -87,19 +98,101 @@ static int choose(const char *option, const char *name, const struct choice *cho
 #define CHOOSE(option, name, choices, value, err)                                                  \
     choose(option, name, choices, sizeof(choices) / sizeof((choices)[0]), value, err)
 
+/* Whether this node's address is that of an RDMA NIC. Not of one in software: that is for trying,
+ * and slower than TCP. */
+static bool has_rdma(const struct shunt_config *c)
+{
+    struct verbs_port ports[RDMA_PORTS_MAX];
+    struct shunt_address address;
+    char text[64];
+    int count;
+
+    if (c->node_count < 2 || !c->rack || !c->rack[c->rank] ||
+        shunt_address_parse(&address, c->rack[c->rank], NULL) ||
+        getnameinfo((const struct sockaddr *)&address.addr, address.len, text, sizeof(text), NULL,
+                    0, NI_NUMERICHOST))
+        return false;
+    count = verbs_list_ports(ports, RDMA_PORTS_MAX);
+    for (int i = 0; i < count && i < RDMA_PORTS_MAX; i++)
+        if (ports[i].usable && !ports[i].software && !strcmp(ports[i].address, text))
+            return true;
+    return false;
+}
+
+/* What "auto" offers to the rack, which takes the best that all nodes offer. */
+static uint32_t auto_transports(const struct shunt_config *c)
+{
+    return 1u << SHUNT_TRANSPORT_TCP | (has_rdma(c) ? 1u << SHUNT_TRANSPORT_VERBS : 0);
+}
+
+/* Rows that are to be encrypted travel over TCP: what writes into memory by itself writes in clear.
+ */
+static int resolve_transports(struct shunt_options *o, struct shunt_error *err)
+{
+    const uint32_t tcp = 1u << SHUNT_TRANSPORT_TCP;
+    struct choice choices[1 + SHUNT_TRANSPORT_KINDS] = {{"auto", SHUNT_TRANSPORT_KINDS}};
+    uint32_t count = 1;
+    int kind, rc;
+
+    for (uint32_t k = 0; k < SHUNT_TRANSPORT_KINDS; k++) {
+        const struct shunt_transport_ops *ops = shunt_transport_get((enum shunt_transport_kind)k);
+
+        choices[count++] = (struct choice){ops->name, (int)k};
+    }
+    rc = choose("transport", o->cfg.transport, choices, count, &kind, err);
+    if (rc)
+        return rc;
+    if (kind < SHUNT_TRANSPORT_KINDS) {
+        const char *absent = shunt_transport_get((enum shunt_transport_kind)kind)->absent;
+
+        if (absent)
+            return shunt_error_set(err, -ENOTSUP, "transport %s: %s", o->cfg.transport, absent);
+    }
+    o->transports = kind == SHUNT_TRANSPORT_KINDS ? auto_transports(&o->cfg) : 1u << kind;
+    if (o->cfg.encrypt && !(o->transports & tcp))
+        return shunt_error_set(err, -EINVAL,
+                               "rows cannot be encrypted over %s; --encrypt goes with --transport "
+                               "tcp",
+                               o->cfg.transport);
+    if (o->cfg.encrypt)
+        o->transports = tcp;
+    return 0;
+}
+
+/* Nobody knows yet which it will be: the one that takes most. Where nodes share their inboxes, what
+ * a node touches of its peers' counts as its own. */
+static uint64_t transport_footprint(const struct shunt_options *o,
+                                    const struct shunt_exchange_config *exchange)
+{
+    uint64_t most = 0;
+
+    for (uint32_t k = 0; k < SHUNT_TRANSPORT_KINDS; k++) {
+        const struct shunt_transport_ops *ops = shunt_transport_get((enum shunt_transport_kind)k);
+        uint64_t bytes;
+
+        if (!(o->transports >> k & 1))
+            continue;
+        bytes = ops->footprint(o->cfg.node_count);
+        if (ops->needs_shared_inbox)
+            bytes += shunt_exchange_reach_bytes(exchange);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+/* Control streams, and data streams too where they are encrypted or need to be. */
+static uint64_t tls_footprint(const struct shunt_options *o)
+{
+    if (!o->cfg.key_file && !o->cfg.cert_file)
+        return 0;
+    return TLS_BYTES + 2ull * o->cfg.node_count * TLS_STREAM_BYTES;
+}
+
 static int resolve_names(struct shunt_options *o, struct shunt_error *err)
 {
     static const struct choice ios[] = {{"auto", 0}, {"uring", 1}, {"pread", 2}};
     static const struct choice modes[] = {
         {"auto", SHUNT_IO_AUTO}, {"direct", SHUNT_IO_DIRECT}, {"buffered", SHUNT_IO_BUFFERED}};
-    static const struct choice transports[] = {
-        {"auto", 0},
-        {"tcp", 0},
-        {"verbs", 1},
-        {"shm", 2},
-    };
-    static const struct shunt_transport_ops *const transport_ops[] = {
-        &shunt_transport_tcp, &shunt_transport_verbs, &shunt_transport_shm};
     static const struct choice placements[] = {{"prism", SHUNT_PLACEMENT_PRISM},
                                                {"spread", SHUNT_PLACEMENT_SPREAD},
                                                {"off", SHUNT_PLACEMENT_OFF}};
@@ -107,23 +200,19 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
                                                                &shunt_io_pread};
     enum shunt_kernel_level level;
     const char *kernels = o->cfg.kernels ? o->cfg.kernels : "";
-    int io = 0, mode = 0, transport = 0, placement = 0;
+    int io = 0, mode = 0, placement = 0;
     int rc = CHOOSE("io", o->cfg.io, ios, &io, err);
 
     if (!rc)
         rc = CHOOSE("io mode", o->cfg.io_mode, modes, &mode, err);
     if (!rc)
-        rc = CHOOSE("transport", o->cfg.transport, transports, &transport, err);
+        rc = resolve_transports(o, err);
     if (!rc)
         rc = CHOOSE("placement", o->cfg.placement, placements, &placement, err);
     if (rc)
         return rc;
     o->io = io_ops[io];
     o->io_mode = (enum shunt_io_mode)mode;
-    o->transport = transport_ops[transport];
-    if (o->transport->absent)
-        return shunt_error_set(err, -ENOTSUP, "transport %s: %s", o->transport->name,
-                               o->transport->absent);
     o->placement = (enum shunt_placement_policy)placement;
     o->kernel_levels = shunt_kernels_available();
     if (!strcmp(kernels, "auto"))
@@ -135,18 +224,6 @@ static int resolve_names(struct shunt_options *o, struct shunt_error *err)
         return shunt_error_set(
             err, -ENOTSUP, "kernels: this processor or this build has no %s; use auto", kernels);
     return 0;
-}
-
-bool shunt_rack_is_one_host(const char *const *addresses, uint32_t node_count)
-{
-    for (uint32_t n = 0; n < node_count; n++) {
-        struct shunt_address address;
-
-        if (shunt_address_parse(&address, addresses[n], NULL) ||
-            !shunt_address_is_loopback(&address))
-            return false;
-    }
-    return true;
 }
 
 /* ---- numbers */
@@ -215,9 +292,9 @@ static int check_numbers(const struct shunt_options *o, const struct shunt_model
         rc = shunt_error_set(err, -EINVAL, "a rack of %u nodes needs the address of each",
                              c->node_count);
     if (!rc && (c->join_timeout_ns <= 0 || c->ready_timeout_ns <= 0 || c->step_timeout_ns <= 0 ||
-                c->dead_after_ns < 500 * SHUNT_NS_PER_MS || c->plan_interval_ns <= 0))
+                c->dead_after_ns < DEAD_AFTER_MIN_NS || c->plan_interval_ns <= 0))
         rc = shunt_error_set(err, -EINVAL,
-                             "timeouts must be positive, and a peer's silence at least 0.5 s");
+                             "timeouts must be positive, and a peer's silence at least 0.2 s");
     return rc;
 }
 
@@ -303,9 +380,7 @@ static uint64_t measure_work(const struct shunt_options *o, const struct shunt_m
         rows[n] = rows_max && n != e.rank ? rows_max[n] : e.options.rows_max;
     shunt_engine_carve(&e, rows, &carve);
     if (e.node_count > 1)
-        queues += o->transport->footprint(e.node_count);
-    if (e.node_count > 1 && o->transport->needs_shared_inbox)
-        queues += shunt_exchange_reach_bytes(&e.exchange.cfg);
+        queues += transport_footprint(o, &e.exchange.cfg) + tls_footprint(o);
     /* Residency and placement tables, and on rank 0 the planner's. */
     return pages(carve.used) + pages(shunt_exchange_inbox_bytes(&e.exchange.cfg, e.rank)) + queues +
            keys * 64 + (e.rank == 0 ? keys * e.node_count * 20 : 0);

@@ -38,9 +38,10 @@ struct shunt_options {
     struct shunt_config
         cfg; /* strings and rack point into the caller's memory: valid during open */
     enum shunt_io_mode io_mode;
-    const struct shunt_expert_io_ops *io; /* NULL: auto */
-    const struct shunt_transport_ops *transport;
-    uint32_t kernel_levels; /* mask of those allowed */
+    const struct shunt_expert_io_ops *io;        /* NULL: auto */
+    uint32_t transports;                         /* mask of those allowed */
+    const struct shunt_transport_ops *transport; /* the rack's, once it has settled on it */
+    uint32_t kernel_levels;                      /* mask of those allowed */
     enum shunt_placement_policy placement;
     uint32_t threads;
     uint64_t memory_limit; /* resident bytes of the process */
@@ -57,10 +58,6 @@ int shunt_options_resolve(struct shunt_options *o, const struct shunt_model *mod
                           const struct shunt_config *cfg, struct shunt_error *err);
 int shunt_options_fit(struct shunt_options *o, const struct shunt_model *model,
                       const uint32_t *rows_max, struct shunt_error *err);
-
-/* Whether nodes at these addresses ("host:port") can be expected to share memory (shm): all of them
- * are loopback addresses. Open finds out whether they do. May ask the name service. */
-bool shunt_rack_is_one_host(const char *const *addresses, uint32_t node_count);
 
 /* ---- sequences */
 

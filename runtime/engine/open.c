@@ -163,16 +163,23 @@ static int join_rack(struct shunt *e, const struct shunt_config *cfg, struct shu
         .node_count = e->node_count,
         .addresses = cfg->rack,
         .listen_fd = cfg->listen_fd,
-        .allow_remote = cfg->allow_remote,
+        .credentials = {.key = cfg->key_file,
+                        .cert = cfg->cert_file,
+                        .cert_key = cfg->cert_key_file,
+                        .ca = cfg->ca_file},
+        .encrypt = cfg->encrypt,
         .serve_only = cfg->serve_only,
         .join_timeout_ns = cfg->join_timeout_ns,
         .cancel_fd = &cfg->cancel_fd,
         .dead_after_ns = cfg->dead_after_ns,
         .model_name = e->model->name,
         .kernel_levels = e->options.kernel_levels,
+        .transports = e->options.transports,
+        .wire_format = SHUNT_WIRE_VERSION,
         .rows_max = e->options.rows_max,
         .message_max =
             shunt_planning_message_max(e->model->arch.layer_count, e->model->arch.expert_count),
+        .notify = {.say = shunt_engine_notice, .ctx = e},
     };
 
     memcpy(rc.fingerprint, e->model->fingerprint, sizeof(rc.fingerprint));
@@ -403,6 +410,7 @@ static int build(struct shunt *e, const struct shunt_patience *patience, struct 
     uint32_t rows_max[SHUNT_NODES_MAX];
     int rc;
 
+    e->options.transport = shunt_transport_get(shunt_rack_transport(e->rack));
     rc = look_around(e, rows_max, err);
     if (!rc)
         rc = settle_kernels(e, err);

@@ -16,6 +16,7 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/cluster/join.h"
+#include "runtime/cluster/liveness.h"
 #include "tests/cluster/seats.h"
 #include "tests/random.h"
 
@@ -23,14 +24,14 @@
 #define WAIT_S    20
 
 /* Frames, as they travel. */
-enum { HEARTBEAT = 1, READY, FAILED, GOODBYE };
+enum { READY = 2, FAILED, GOODBYE };
 
 /* ---- what the control thread says */
 
 struct news {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    uint32_t downs, ticks, messages;
+    uint32_t downs, ticks, messages, suspicions, returns;
     uint32_t down_rank;
     struct shunt_error why;
     /* Each message is checked as it comes: numbered, of known content. */
@@ -126,7 +127,7 @@ static void expect_down(struct news *n, uint32_t rank, int code, const char *who
 struct node {
     struct shunt_rack_config cfg;
     struct shunt_rack *rack;
-    struct shunt_joined bare[NODES_MAX]; /* instead of a rack */
+    struct shunt_mesh bare; /* instead of a rack */
     struct news news;
     struct shunt_error err;
     int rc;
@@ -144,7 +145,7 @@ static void join(void *arg)
 
     if (n->absent)
         return;
-    n->rc = n->is_bare ? shunt_join(&n->cfg, n->bare, &n->err)
+    n->rc = n->is_bare ? shunt_join(&n->cfg, &n->bare, &n->err)
                        : shunt_rack_join(&n->rack, &n->cfg, &n->err);
 }
 
@@ -188,10 +189,8 @@ static void open_table(struct table *t)
 
 static void close_node(struct node *n)
 {
-    for (uint32_t r = 0; n->is_bare && r < n->cfg.node_count; r++)
-        for (uint32_t s = 0; r != n->cfg.rank && s < SHUNT_STREAMS; s++)
-            if (n->bare[r].fds[s] >= 0)
-                close(n->bare[r].fds[s]);
+    if (n->is_bare)
+        shunt_mesh_close(&n->bare);
     n->is_bare = false;
     shunt_rack_close(n->rack);
     n->rack = NULL;
@@ -203,6 +202,17 @@ static void close_table(struct table *t)
         close_node(&t->nodes[r]);
 }
 
+static int bare_fd(const struct table *t)
+{
+    return t->nodes[1].bare.peers[0].streams[SHUNT_STREAM_CONTROL].fd;
+}
+
+/* The test has closed it. */
+static void forget_bare_fd(struct table *t)
+{
+    t->nodes[1].bare.peers[0].streams[SHUNT_STREAM_CONTROL] = SHUNT_STREAM_NONE;
+}
+
 /* A rack of two of which rank 1 is a bare socket. Return: its end of the control stream. */
 static int open_with_bare_peer(struct table *t, int64_t dead_after_ns)
 {
@@ -211,8 +221,8 @@ static int open_with_bare_peer(struct table *t, int64_t dead_after_ns)
     if (dead_after_ns)
         t->nodes[0].cfg.dead_after_ns = dead_after_ns;
     open_table(t);
-    let_block(t->nodes[1].bare[0].fds[SHUNT_STREAM_CONTROL]);
-    return t->nodes[1].bare[0].fds[SHUNT_STREAM_CONTROL];
+    let_block(bare_fd(t));
+    return bare_fd(t);
 }
 
 /* In one piece: a second one might wait for the first to be acknowledged. */
@@ -227,17 +237,15 @@ static void send_frame(int fd, uint32_t type, const void *data, uint32_t bytes)
     cr_assert_eq(send(fd, frame, 8 + bytes, MSG_NOSIGNAL), (ssize_t)(8 + bytes));
 }
 
-/* The next frame that is no heartbeat. Return: its type. */
+/* The next frame. Return: its type. */
 static uint32_t receive_frame(int fd, void *data, uint32_t bytes_max, uint32_t *bytes)
 {
     uint32_t frame[2];
 
-    do {
-        cr_assert_eq(recv(fd, frame, sizeof(frame), MSG_WAITALL), sizeof(frame));
-        cr_assert_leq(frame[1], bytes_max);
-        if (frame[1])
-            cr_assert_eq(recv(fd, data, frame[1], MSG_WAITALL), (ssize_t)frame[1]);
-    } while (frame[0] == HEARTBEAT);
+    cr_assert_eq(recv(fd, frame, sizeof(frame), MSG_WAITALL), sizeof(frame));
+    cr_assert_leq(frame[1], bytes_max);
+    if (frame[1])
+        cr_assert_eq(recv(fd, data, frame[1], MSG_WAITALL), (ssize_t)frame[1]);
     *bytes = frame[1];
     return frame[0];
 }
@@ -419,7 +427,7 @@ Test(rack, leaves_in_order_before_it_is_started, .timeout = 60)
     t.nodes[1].is_bare = true;
     at_once(2, join, t.nodes, sizeof(t.nodes[0]));
     cr_assert(t.nodes[0].rc == 0 && t.nodes[1].rc == 0);
-    fd = t.nodes[1].bare[0].fds[SHUNT_STREAM_CONTROL];
+    fd = bare_fd(&t);
     let_block(fd);
     shunt_rack_leave(t.nodes[0].rack, true);
     close_node(&t.nodes[0]);
@@ -440,7 +448,7 @@ Test(rack, notices_a_peer_that_is_gone, .timeout = 60)
         if (i == 1)
             setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once_gone, sizeof(at_once_gone));
         close(fd);
-        t.nodes[1].bare[0].fds[SHUNT_STREAM_CONTROL] = -1;
+        forget_bare_fd(&t);
         await(&t.nodes[0].news, &t.nodes[0].news.downs, 1);
         cr_expect_eq(t.nodes[0].news.why.code, -ECONNRESET, "%s", t.nodes[0].news.why.text);
         cr_expect(strstr(t.nodes[0].news.why.text, "rank 1 (127.0.0.1:") &&
@@ -476,23 +484,86 @@ Test(rack, notices_a_peer_that_goes_in_the_middle_of_a_frame, .timeout = 60)
     len += 12;
     cr_assert_eq(send(fd, stream, len, 0), (ssize_t)len);
     close(fd);
-    t.nodes[1].bare[0].fds[SHUNT_STREAM_CONTROL] = -1;
+    forget_bare_fd(&t);
     await(&t.nodes[0].news, &t.nodes[0].news.downs, 1);
     cr_expect_eq(t.nodes[0].news.messages, 2);
     cr_expect_not(t.nodes[0].news.wrong);
     close_table(&t);
 }
 
+/* ---- signs of life */
+
+/* Those of the bare peer. */
+static struct shunt_pulse pulse_of(const struct table *t)
+{
+    struct shunt_pulse pulse;
+
+    shunt_pulse_init(&pulse, t->nodes[1].bare.peers[0].live_key, 0);
+    return pulse;
+}
+
+static void send_datagram(const struct table *t, const void *bytes, size_t len)
+{
+    const struct shunt_mesh *mesh = &t->nodes[1].bare;
+
+    cr_assert_eq(sendto(mesh->live_fd, bytes, len, 0,
+                        (const struct sockaddr *)&mesh->peers[0].live.addr,
+                        mesh->peers[0].live.len),
+                 (ssize_t)len);
+}
+
+static void send_pulse(const struct table *t, struct shunt_pulse *pulse)
+{
+    struct shunt_datagram d;
+
+    shunt_pulse_write(pulse, 1, &d);
+    send_datagram(t, &d, sizeof(d));
+}
+
+static void on_notice(void *ctx, const char *text)
+{
+    struct news *n = ctx;
+
+    pthread_mutex_lock(&n->mutex);
+    cr_expect(strstr(text, "rank 1 ("), "%s", text);
+    n->suspicions += strstr(text, "is silent for 0.") != NULL;
+    n->returns += strstr(text, "is back") != NULL;
+    pthread_cond_broadcast(&n->changed);
+    pthread_mutex_unlock(&n->mutex);
+}
+
 Test(rack, declares_a_silent_peer_dead, .timeout = 60)
 {
+    struct shunt_pulse pulse;
+    int64_t begin;
     struct table t;
 
     open_with_bare_peer(&t, 500 * SHUNT_NS_PER_MS);
+    pulse = pulse_of(&t);
+    begin = shunt_now_ns();
+    send_pulse(&t, &pulse);
     expect_down(&t.nodes[0].news, 1, -ETIMEDOUT, "rank 1 (", "--dead-after");
+    cr_expect_geq(shunt_now_ns() - begin, 450 * SHUNT_NS_PER_MS);
     close_table(&t);
 }
 
-/* Heartbeats keep idle nodes alive for longer than their silence would be allowed to last. */
+/* Before its first sign of life a peer may still be joining the others. */
+Test(rack, waits_for_the_first_sign_of_life, .timeout = 60)
+{
+    struct table t;
+
+    sit_down(&t, 2);
+    t.nodes[1].is_bare = true;
+    t.nodes[0].cfg.dead_after_ns = 200 * SHUNT_NS_PER_MS;
+    t.nodes[0].cfg.join_timeout_ns = 900 * SHUNT_NS_PER_MS;
+    open_table(&t);
+    await(&t.nodes[0].news, &t.nodes[0].news.ticks, 5);
+    cr_expect_eq(t.nodes[0].news.downs, 0);
+    expect_down(&t.nodes[0].news, 1, -ETIMEDOUT, "rank 1 (", "firewall");
+    close_table(&t);
+}
+
+/* Signs of life keep idle nodes alive for longer than their silence would be allowed to last. */
 Test(rack, keeps_idle_peers_alive, .timeout = 60)
 {
     struct table t;
@@ -503,8 +574,82 @@ Test(rack, keeps_idle_peers_alive, .timeout = 60)
     open_table(&t);
     for (uint32_t r = 0; r < 2; r++)
         await(&t.nodes[r].news, &t.nodes[r].news.ticks, 30); /* one every 100 ms or later */
-    for (uint32_t r = 0; r < 2; r++)
+    for (uint32_t r = 0; r < 2; r++) {
         cr_expect_eq(shunt_rack_down(t.nodes[r].rack), 0, "%s", t.nodes[r].news.why.text);
+        cr_expect_eq(shunt_rack_ignored(t.nodes[r].rack), 0);
+    }
+    close_table(&t);
+}
+
+/* Silent for longer than 150 ms and for less than it takes to be dead: said, and taken back. */
+Test(rack, suspects_a_peer_that_is_silent_for_a_while, .timeout = 60)
+{
+    struct shunt_pulse pulse;
+    struct news *news;
+    struct table t;
+
+    sit_down(&t, 2);
+    t.nodes[1].is_bare = true;
+    news = &t.nodes[0].news;
+    t.nodes[0].cfg.notify = (struct shunt_notify){on_notice, news};
+    open_table(&t);
+    pulse = pulse_of(&t);
+    for (uint32_t i = 1; i <= 3; i++) {
+        send_pulse(&t, &pulse);
+        await(news, &news->suspicions, i);
+        await(news, &news->ticks, news->ticks + 2);
+        cr_expect_eq(news->suspicions, i, "once for each silence");
+        send_pulse(&t, &pulse);
+        await(news, &news->returns, i);
+    }
+    cr_expect_eq(news->downs, 0);
+    close_table(&t);
+}
+
+static void await_ignored(struct table *t, uint64_t least)
+{
+    int64_t deadline = shunt_now_ns() + WAIT_S * SHUNT_NS_PER_S;
+
+    while (shunt_rack_ignored(t->nodes[0].rack) < least)
+        cr_assert_lt(shunt_now_ns(), deadline, "%lu ignored, %lu expected",
+                     shunt_rack_ignored(t->nodes[0].rack), least);
+}
+
+/* Datagrams of a stranger, old ones, our own sent back: counted, and no sign of life. */
+Test(rack, ignores_datagrams_that_are_not_the_peers, .timeout = 60)
+{
+    unsigned char garbage[100] = {0};
+    struct shunt_pulse pulse, stranger, mirror;
+    struct shunt_datagram first, d;
+    uint64_t ignored = 0, random = 5;
+    int64_t begin;
+    struct table t;
+
+    open_with_bare_peer(&t, SHUNT_NS_PER_S);
+    pulse = mirror = pulse_of(&t);
+    shunt_pulse_init(&stranger, garbage, 0);
+    shunt_pulse_write(&pulse, 1, &first);
+    send_datagram(&t, &first, sizeof(first));
+    begin = shunt_now_ns();
+    for (uint32_t i = 0; shunt_rack_down(t.nodes[0].rack) == 0; i++) {
+        random_fill(&random, garbage, sizeof(garbage));
+        send_datagram(&t, &first, sizeof(first)); /* replayed */
+        shunt_pulse_write(&stranger, 1, &d);
+        d.sequence = d.sequence + 100;
+        send_datagram(&t, &d, sizeof(d));
+        shunt_pulse_write(&mirror, 0, &d); /* as if it were ours */
+        send_datagram(&t, &d, sizeof(d));
+        send_datagram(&t, garbage, i % 100);
+        shunt_pulse_write(&pulse, 1, &d);
+        ((unsigned char *)&d)[i % sizeof(d)] ^= 1; /* one bit of it */
+        send_datagram(&t, &d, sizeof(d));
+        ignored += 5;
+        if (i % 8 == 0 && shunt_rack_down(t.nodes[0].rack) == 0 && i < 200)
+            await_ignored(&t, ignored > 200 ? ignored - 200 : 1);
+        usleep(2000);
+    }
+    expect_down(&t.nodes[0].news, 1, -ETIMEDOUT, "rank 1 (", "--dead-after");
+    cr_expect_geq(shunt_now_ns() - begin, 900 * SHUNT_NS_PER_MS);
     close_table(&t);
 }
 
@@ -534,17 +679,18 @@ static void let_thread_go(struct news *n)
 }
 
 /* The control thread is late: a peer has said its last words and reset the connection, and a
- * heartbeat of our own is due. The words count, not the write that fails. */
+ * message of our own is due. The words count, not the write that fails. */
 static void last_words(uint32_t type, const void *data, uint32_t bytes, struct table *t)
 {
     const struct linger at_once_gone = {.l_onoff = 1};
     int fd = open_with_bare_peer(t, 0);
 
-    hold_thread(&t->nodes[0].news); /* in its tick, with a heartbeat queued */
+    hold_thread(&t->nodes[0].news); /* in its tick */
+    cr_assert_eq(shunt_rack_send(t->nodes[0].rack, 1, SHUNT_RACK_MESSAGE_FIRST, "late", 4), 0);
     send_frame(fd, type, data, bytes);
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once_gone, sizeof(at_once_gone));
     close(fd);
-    t->nodes[1].bare[0].fds[SHUNT_STREAM_CONTROL] = -1;
+    forget_bare_fd(t);
     let_thread_go(&t->nodes[0].news);
 }
 
@@ -654,7 +800,7 @@ Test(rack, takes_frames_in_any_pieces, .timeout = 60)
     size_t len = 0;
 
     for (uint32_t i = 0; i < 100; i++) {
-        const uint32_t frame[2] = {i % 2 ? HEARTBEAT : 63, 0}; /* neither is for the callback */
+        const uint32_t frame[2] = {i % 2 ? 1 : 63, 0}; /* neither is for the callback */
 
         len += numbered_frame(i, stream + len);
         memcpy(stream + len, frame, sizeof(frame));
@@ -706,7 +852,7 @@ Test(rack, survives_any_frame, .timeout = 60)
         }
         cr_assert_eq(send(fd, bytes, sizeof(bytes), MSG_NOSIGNAL), sizeof(bytes));
         close(fd);
-        t.nodes[1].bare[0].fds[SHUNT_STREAM_CONTROL] = -1;
+        forget_bare_fd(&t);
         await(&t.nodes[0].news, &t.nodes[0].news.ticks, t.nodes[0].news.ticks + 2);
         cr_expect_leq(t.nodes[0].news.downs, 1, "seed %lu", seed);
         close_table(&t);

@@ -50,6 +50,8 @@ struct shunt_rack_config seats_config(struct seats *s, uint32_t rank)
         .model_name = "tiny",
         .fingerprint = {1, 2, 3},
         .kernel_levels = 3,
+        .transports = 1u << SHUNT_TRANSPORT_TCP,
+        .wire_format = 1,
         .rows_max = 16,
         .message_max = 1000,
     };

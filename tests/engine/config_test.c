@@ -245,13 +245,3 @@ Test(config, the_longest_timeouts_are_no_short_ones, .timeout = 60)
     shunt_model_close(model);
     close(fd);
 }
-
-Test(config, knows_a_rack_of_one_host)
-{
-    const char *const rack[] = {"127.0.0.1:1", "[::1]:2", "127.8.9.10:3", "192.0.2.1:4",
-                                "nonsense"};
-
-    cr_expect(shunt_rack_is_one_host(rack, 3));
-    cr_expect_not(shunt_rack_is_one_host(rack, 4));
-    cr_expect_not(shunt_rack_is_one_host(rack + 4, 1));
-}

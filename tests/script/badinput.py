@@ -648,8 +648,8 @@ USAGE = {
     'a chunk beyond the limit': (['run', '-m', 'x', '--chunk', '4097'], "'4097'.*from 0 to 4096"),
     'more threads than the limit': (['run', '-m', 'x', '-t', '257'], "--threads: '257'.*to 256"),
     'a rank beyond the limit': (['run', '-m', 'x', '--rank', '64'], "--rank: '64'.*0 to 63"),
-    'silence too short': (['run', '-m', 'x', '--dead-after', '0.4'],
-                          "--dead-after: '0.4' is too short; give at least 0.5 s"),
+    'silence too short': (['run', '-m', 'x', '--dead-after', '0.1'],
+                          "--dead-after: '0.1' is too short; give at least 0.2 s"),
     'unknown kernels': (['run', '-m', 'x', '--kernels', 'avx512'],
                         r"--kernels: 'avx512' is none of auto\|ref\|avx2"),
     'half a name': (['run', '-m', 'x', '--kernels', 'avx'], "'avx' is none of"),
@@ -765,15 +765,15 @@ ADDRESSES = {
     'IPv6 without brackets': ('::1:{a},127.0.0.1:{b}', 'expected host:port'),
     'a host that nobody knows': ('no.such.host.invalid:{a},127.0.0.1:{b}', 'no.such.host.invalid'),
     'the same address twice': ('127.0.0.1:{a},127.0.0.1:{a}', ['127.0.0.1', 'twice']),
-    'no loopback': ('192.0.2.1:{a},127.0.0.1:{b}', ['192.0.2.1', '--allow-remote']),
-    'an address of another machine': ('192.0.2.1:{a},127.0.0.1:{b} --allow-remote',
+    'no loopback': ('192.0.2.1:{a},127.0.0.1:{b}', ['192.0.2.1', '--key-file', 'openssl rand']),
+    'an address of another machine': ('192.0.2.1:{a},127.0.0.1:{b} --key-file {key}',
                                       ['192.0.2.1', 'is no address of this machine', '--rank']),
 }
 
 
 def address_case(t, rack, says):
     a, b = free_ports(2)
-    rack, *more = rack.format(a=a, b=b).split()
+    rack, *more = rack.format(a=a, b=b, key=t.key()).split()
     refused(t, 'node', '-m', env.demo, '--rank', '0', '--rack', rack, '--join-timeout', '3', *more,
             says=says)
 

@@ -187,7 +187,7 @@ def _(t):
         for line in checks:
             check(re.match(r'(ok|limited|no) +\S.*  \S', line), f'line {line!r}')
         for name in ('processor', 'memory', 'io_uring', 'O_DIRECT', 'locked memory', 'huge pages',
-                     'verbs', 'CUDA'):
+                     'TLS', 'verbs', 'CUDA'):
             check(any(re.match(rf'\w+ +{name} ', line) for line in checks), f'nothing of {name}')
         for line in lines[1:]:
             check(line[0] != ' ' or re.match(r' +-> \S', line), f'remedy {line!r}')

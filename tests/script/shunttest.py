@@ -368,6 +368,14 @@ class Test:
                   lambda: f'{what} lacks {pattern!r}: {result}')
         return result
 
+    def key(self, name='rack.key'):
+        """The file of a key for a rack: the same one for the same name, another for another."""
+        path = self.tmp / name
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(os.urandom(32).hex() + '\n')
+        return path
+
     def left_behind(self):
         """Descendants that are still there, given a moment to end."""
         mine = {p.pid for p in self.processes if p.result is None}
@@ -445,6 +453,12 @@ def established(port):
 
 def rack_of(ports):
     return ','.join(f'127.0.0.1:{p}' for p in ports)
+
+
+def without_suspicions(text):
+    """Standard error without the notices of a peer that is silent for a while, which a machine under
+    load may be the cause of."""
+    return re.sub(r'^shunt: rank \d+ \(\S+\) is (silent for [\d.]+ s|back)\n', '', text, flags=re.M)
 
 
 def doctor():

@@ -123,11 +123,16 @@ static void open_node(void *arg)
 void mesh_connect(const struct transport_backend *backend, uint32_t a, uint32_t b,
                   struct shunt_stream *of_a, struct shunt_stream *of_b)
 {
+    struct shunt_stream ends[2];
     int pair[2];
 
     backend->connect(a, b, pair);
-    *of_a = (struct shunt_stream){.fd = pair[0]};
-    *of_b = (struct shunt_stream){.fd = pair[1]};
+    ends[0] = (struct shunt_stream){.fd = pair[0]};
+    ends[1] = (struct shunt_stream){.fd = pair[1]};
+    if (backend->secure)
+        backend->secure(ends);
+    *of_a = ends[0];
+    *of_b = ends[1];
 }
 
 static void open_nodes(struct mesh *m, const uint64_t *inbox_bytes,

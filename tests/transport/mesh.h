@@ -17,6 +17,7 @@ struct transport_backend {
     const struct shunt_transport_ops *ops;
     /* The two ends of a stream that the transport takes, of node a and of node b. */
     void (*connect)(uint32_t a, uint32_t b, int fds[2]);
+    void (*secure)(struct shunt_stream ends[2]); /* puts them into TLS; or NULL */
     /* Options of a node's links; or NULL. */
     const struct shunt_link_options *(*link)(uint32_t node);
     bool by_nic; /* regions are the device's affair, DMA-BUFs among them */

@@ -20,7 +20,11 @@ const struct option_help engine_options_help[] = {
     {"--rack", 0, "HOST:PORT,...", "the address of every node, the same list on each"},
     {"--port", 0, "P", "of a rack that srun, mpirun or torchrun has started (default 7170)"},
     {"--master", 0, "HOST", "where its rank 0 runs, if the launcher does not say"},
-    {"--allow-remote", 0, NULL, "talk to other machines; connections are not authenticated yet"},
+    {"--key-file", 0, "FILE", "the rack's key: openssl rand -hex 32, readable by its owner only"},
+    {"--cert", 0, "FILE", "or this node's certificate, with"},
+    {"--cert-key", 0, "FILE", "its private key, and"},
+    {"--ca", 0, "FILE", "the authority that has signed every node's"},
+    {"--encrypt", 0, NULL, "rows in TLS as well, over TCP"},
     {"--slots", 0, "40%|N", "experts held in memory per node (default: what --memory allows)"},
     {"--memory", 0, "SIZE",
      "resident memory per node, such as 2G (default: its part of what is free)"},
@@ -48,7 +52,7 @@ const struct option_help engine_options_help[] = {
     {"--join-timeout", 0, "S", "wait so long for the other nodes (default 60)"},
     {"--ready-timeout", 0, "S", "and so long until all have loaded their weights (default 1800)"},
     {"--step-timeout", 0, "S", "and so long for a message within a step (default 120)"},
-    {"--dead-after", 0, "S", "a node that is silent so long is dead (default 5)"},
+    {"--dead-after", 0, "S", "a node that is silent so long is dead (default 0.5)"},
     {0},
 };
 
@@ -236,7 +240,7 @@ static const struct seconds_option seconds[] = {
     {"--join-timeout", offsetof(struct shunt_config, join_timeout_ns), 1},
     {"--ready-timeout", offsetof(struct shunt_config, ready_timeout_ns), 1},
     {"--step-timeout", offsetof(struct shunt_config, step_timeout_ns), 1},
-    {"--dead-after", offsetof(struct shunt_config, dead_after_ns), 500000000},
+    {"--dead-after", offsetof(struct shunt_config, dead_after_ns), 200000000},
     {"--plan-interval", offsetof(struct shunt_config, plan_interval_ns), 1},
 };
 
@@ -252,6 +256,14 @@ static const struct word_option words[] = {
     {"--transport", offsetof(struct shunt_config, transport)},
     {"--io", offsetof(struct shunt_config, io)},
     {"--io-mode", offsetof(struct shunt_config, io_mode)},
+};
+
+/* Names of files. */
+static const struct word_option files[] = {
+    {"--key-file", offsetof(struct shunt_config, key_file)},
+    {"--cert", offsetof(struct shunt_config, cert_file)},
+    {"--cert-key", offsetof(struct shunt_config, cert_key_file)},
+    {"--ca", offsetof(struct shunt_config, ca_file)},
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -358,6 +370,9 @@ static int member_option(struct engine_options *o, const char *command, const ch
     for (size_t i = 0; i < COUNT(words); i++)
         if (!strcmp(name, words[i].name))
             return word_option(cfg, command, &words[i], value);
+    for (size_t i = 0; i < COUNT(files); i++)
+        if (!strcmp(name, files[i].name))
+            return memcpy(cfg + files[i].offset, &value, sizeof(value)), 1;
     return 0;
 }
 
@@ -400,8 +415,8 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
         o->master = value;
         return 1;
     }
-    if (!strcmp(name, "--allow-remote")) {
-        o->cfg.allow_remote = true;
+    if (!strcmp(name, "--encrypt")) {
+        o->cfg.encrypt = true;
         return 1;
     }
     if (!strcmp(name, "--slots")) {

@@ -36,6 +36,7 @@ static int no_open(struct shunt_transport **t, const struct shunt_transport_conf
 
 const struct shunt_transport_ops shunt_transport_verbs = {
     .name = "verbs",
+    .stream_is_secret = true,
     .absent = "this build has no RDMA; install libibverbs-dev and librdmacm-dev and build again",
     .footprint = no_footprint,
     .open = no_open,

@@ -313,12 +313,7 @@ static void take_event(struct shunt_transport *t, const struct verbs_rail *rail,
         for (uint32_t i = 0; i < t->node_count; i++)
             verbs_lose(t, i, -EIO, "%s: %s", rail->label, what);
         return;
-    case IBV_EVENT_PORT_ERR:
-    case IBV_EVENT_PORT_ACTIVE: /* retries may outlast it */
-        if (event->element.port_num == rail->port)
-            shunt_notify_say(&t->notify, "%s: %s", rail->label, what);
-        return;
-    default:
+    default: /* a port that is down may come up again while retries go on */
         return;
     }
 }
@@ -648,6 +643,7 @@ static uint64_t verbs_footprint(uint32_t node_count)
 
 const struct shunt_transport_ops shunt_transport_verbs = {
     .name = "verbs",
+    .stream_is_secret = true,
     .footprint = verbs_footprint,
     .open = verbs_open,
     .put = verbs_put,

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+
+#include "transport/transport.h"
+
+static const char *const names[SHUNT_TRANSPORT_KINDS] = {
+    [SHUNT_TRANSPORT_TCP] = "tcp",
+    [SHUNT_TRANSPORT_VERBS] = "verbs",
+    [SHUNT_TRANSPORT_SHM] = "shm",
+};
+
+const struct shunt_transport_ops *shunt_transport_get(enum shunt_transport_kind kind)
+{
+    switch (kind) {
+    case SHUNT_TRANSPORT_TCP:
+        return &shunt_transport_tcp;
+    case SHUNT_TRANSPORT_VERBS:
+        return &shunt_transport_verbs;
+    case SHUNT_TRANSPORT_SHM:
+        return &shunt_transport_shm;
+    default:
+        return NULL;
+    }
+}
+
+void shunt_transport_names(uint32_t kinds, char *text, size_t bytes)
+{
+    size_t len = 0;
+
+    snprintf(text, bytes, "none known here");
+    for (uint32_t k = 0; k < SHUNT_TRANSPORT_KINDS && len < bytes; k++)
+        if (kinds >> k & 1)
+            len += (size_t)snprintf(text + len, bytes - len, "%s%s", len > 0 ? ", " : "", names[k]);
+}
