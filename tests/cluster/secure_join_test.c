@@ -186,7 +186,7 @@ static void expect_turned_away(struct shunt_credentials rack, struct shunt_crede
 
     sit_down(&t, 2, rack);
     t.nodes[1].cfg.credentials = other;
-    t.nodes[0].cfg.join_timeout_ns = 700 * SHUNT_NS_PER_MS;
+    t.nodes[0].cfg.join_timeout_ns = 2 * SHUNT_NS_PER_S;
     join_all(&t);
     cr_expect_eq(t.nodes[1].rc, -ECONNREFUSED, "%s", t.nodes[1].err.text);
     cr_expect(strstr(t.nodes[1].err.text, "refused this node; rank 0's own message says why"), "%s",

@@ -130,6 +130,8 @@ int driver_run(const shunt_model *model, const struct shunt_config *cfg, struct 
         lives[n] = (struct life){.model = model, .cfg = *cfg, .node = &nodes[n]};
         lives[n].cfg.rank = n;
         lives[n].cfg.node_count = node_count;
+        lives[n].cfg.dead_after_ns =
+            CLOSE_NS; /* this is about no death, and the machine may be busy */
         lives[n].cfg.rack = rack;
         rack[n] = addresses[n];
         if (node_count > 1) {

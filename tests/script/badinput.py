@@ -12,7 +12,7 @@ import struct
 
 import gguffile
 from gguffile import ARRAY, Gguf, STRING, TYPE_Q8_0, U64, f32, string, strings, u32
-from shunttest import (Skip, case, check, check_equal, env, free_ports, main, rack_of)
+from shunttest import (Skip, case, check, check_equal, env, free_ports, main, need, rack_of)
 
 CONTROL_CHARACTERS = re.compile(r'[\x00-\x09\x0b-\x1f\x7f]')
 
@@ -772,6 +772,8 @@ ADDRESSES = {
 
 
 def address_case(t, rack, says):
+    if '{key}' in rack:
+        need('TLS')
     a, b = free_ports(2)
     rack, *more = rack.format(a=a, b=b, key=t.key()).split()
     refused(t, 'node', '-m', env.demo, '--rank', '0', '--rack', rack, '--join-timeout', '3', *more,

@@ -17,7 +17,7 @@ from peer import (ACCEPTED, ANSWER, CONTROL, DATA, HEAD, HELLO, MESSAGE_FAILED, 
                   MESSAGE_IGNORED, MESSAGE_READY, REFUSAL, answer, connect, frame, hello, prologue,
                   pulse, receive)
 from shunttest import (Golden, Skip, case, check, check_equal, env, established, free_ports,
-                       kernel_levels, main, note, rack_of, seconds_to_end, wait_until,
+                       kernel_levels, main, need, note, rack_of, seconds_to_end, wait_until,
                        without_suspicions)
 
 
@@ -646,6 +646,7 @@ def _(t):
 
 @case('a rack with a key, in clear and encrypted, says what it says without')
 def _(t):
+    need('TLS')
     prompt = Golden(env.demo).prompts[0]
     for options in (['--key-file', t.key()], ['--key-file', t.key(), '--encrypt']):
         ports = free_ports(2)
@@ -658,6 +659,7 @@ def _(t):
 
 @case('another key, no key, and then the right one')
 def _(t):
+    need('TLS')
     ports = free_ports(2)
     zero = node(t, 0, ports, '--key-file', t.key())
     wait_until(lambda: listening(ports[0]), 'rank 0')
@@ -673,6 +675,7 @@ def _(t):
 
 @case('a key that others may read')
 def _(t):
+    need('TLS')
     t.key().chmod(0o640)
     ends(node(t, 0, free_ports(2), '--key-file', t.key()), 'mode 0640', 'chmod 600', within=5)
 

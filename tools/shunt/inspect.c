@@ -169,6 +169,7 @@ static const uint32_t percents[] = {0, 10, 25, 40, 50, 75, 100}; /* 0: the minim
 struct memory_table {
     uint32_t nodes, context;
     struct shunt_footprint rows[PERCENT_COUNT];
+    uint64_t memory_mib[PERCENT_COUNT];
 };
 
 /* The footprint within the least memory that gives so many slots: what fits depends on the chunk,
@@ -201,6 +202,32 @@ static int find_least(const shunt_model *model, struct shunt_config *cfg,
     return 0;
 }
 
+/* A whole number of MiB from which so many slots follow, also for a run, which touches a little
+ * more of the libraries than this command does. Not any number above the least: where it lets the
+ * chunk grow, the slots shrink. */
+static uint64_t round_up(const shunt_model *model, const struct shunt_config *cfg,
+                         const struct shunt_footprint *row)
+{
+    const uint64_t more = 512u << 10;
+    uint64_t memory = (row->total_bytes + more + (1u << 20) - 1) >> 20;
+    struct shunt_config at = *cfg;
+
+    at.slot_count = at.slot_percent = 0;
+    for (uint32_t steps = 0; steps < 64; steps++, memory++) {
+        struct shunt_footprint most = {.size = sizeof(most)}, least = most;
+        int rc;
+
+        at.memory_bytes = memory << 20;
+        rc = shunt_get_footprint(model, &at, &most, NULL);
+        at.memory_bytes -= more;
+        if (!rc)
+            rc = shunt_get_footprint(model, &at, &least, NULL);
+        if (!rc && most.slot_count >= row->slot_count && least.slot_count >= row->slot_count)
+            break;
+    }
+    return memory;
+}
+
 /* Return: 0 or EXIT_FAILED, said. */
 static int measure_memory(const shunt_model *model, const struct engine_options *o,
                           struct memory_table *table)
@@ -227,6 +254,7 @@ static int measure_memory(const shunt_model *model, const struct engine_options 
             complain("%s", err.text);
             return EXIT_FAILED;
         }
+        table->memory_mib[i] = round_up(model, &cfg, &table->rows[i]);
     }
     return 0;
 }
@@ -244,8 +272,8 @@ static void print_memory(const struct memory_table *table)
 
         if (percents[i])
             snprintf(label, sizeof(label), "%u %%", percents[i]);
-        printf("%8s %8u %12.1f %12.0f %8u\n", label, row->slot_count, mib(row->slot_bytes),
-               mib(row->total_bytes) + 1, row->chunk);
+        printf("%8s %8u %12.1f %12llu %8u\n", label, row->slot_count, mib(row->slot_bytes),
+               (unsigned long long)table->memory_mib[i], row->chunk);
     }
     printf(
         "(besides the slots: non-expert weights %.1f, KV cache %.1f MiB; buffers, of %.1f MiB for "
