@@ -676,7 +676,7 @@ Test(exchange, hears_the_same_over_any_net, .timeout = 100)
             .seed = seed,
             .node_count = NODES_MAX,
             .delay_max_ns = seed % 5 * 20 * SHUNT_NS_PER_US,
-            .loss_per_mille = seed % 3 * 100,
+            .loss_per_mille = (uint32_t)(seed % 3 * 100),
             .retry_max = 30,
             .rto_ns = SHUNT_NS_PER_MS / 10,
         };
