@@ -12,7 +12,7 @@ import tempfile
 
 root, cc = sys.argv[1], sys.argv[2:]
 cxx = next((c for c in ('c++', 'g++', 'clang++') if shutil.which(c)), None)
-for header in ('shunt.h', 'shunt_version.h'):
+for header in ('shunt.h', 'shunt_bench.h', 'shunt_version.h'):
     for compiler, flags, suffix in ((cc, ['-std=c11'], 'c'), (cxx and [cxx], ['-std=c++11'], 'cc')):
         if not compiler:
             print('no C++ compiler: C only')

@@ -26,7 +26,7 @@ LAYERS = [
     ('tests/driver/threads.c', []),
     ('tests/driver/', []),
 ]
-PUBLIC = ('runtime/shunt.h', 'runtime/shunt_version.h')
+PUBLIC = ('runtime/shunt.h', 'runtime/shunt_bench.h', 'runtime/shunt_version.h')
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
 
 

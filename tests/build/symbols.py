@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """symbols.py ROOT LIBSHUNT
 
-What shunt.h marks SHUNT_API, what the export map lists and what the library exports must be the same names.
+What the public headers mark SHUNT_API, what the export map lists and what the library exports must be the same names.
 """
 import re
 import subprocess
 import sys
 
 root, library = sys.argv[1:3]
-with open(f'{root}/runtime/shunt.h', encoding='utf-8') as f:
-    header = set(re.findall(r'^SHUNT_API[^;(]*?\b(shunt_\w+)\(', f.read(), re.M))
+header = set()
+for name in ('shunt.h', 'shunt_bench.h'):
+    with open(f'{root}/runtime/{name}', encoding='utf-8') as f:
+        header |= set(re.findall(r'^SHUNT_API[^;(]*?\b(shunt_\w+)\(', f.read(), re.M))
 with open(f'{root}/runtime/libshunt.map', encoding='utf-8') as f:
     listed = set(re.findall(r'^\s+(shunt_\w+);', f.read(), re.M))
 out = subprocess.run(['nm', '-D', '--defined-only', library], check=True, capture_output=True, text=True).stdout
@@ -18,6 +20,6 @@ exported = {line.split()[2].split('@')[0] for line in out.splitlines() if line.s
 print(f'{len(header)} functions')
 for name, have in (('the export map', listed), ('the library', exported)):
     if have != header:
-        sys.exit(f'{name} lacks {sorted(header - have)} and has {sorted(have - header)} besides shunt.h')
+        sys.exit(f'{name} lacks {sorted(header - have)} and has {sorted(have - header)} besides the headers')
 if len(header) < 15:
-    sys.exit('too few functions found in shunt.h: has its form changed?')
+    sys.exit('too few functions found: has the form of the headers changed?')

@@ -45,6 +45,35 @@ void transport_says_once_that_a_peer_is_lost(const struct transport_backend *bac
     mesh_close(&m);
 }
 
+static void expect_pattern(struct mesh *m, const struct shunt_completion *c, uint32_t put,
+                           const unsigned char *bytes, uint64_t size)
+{
+    cr_assert(c->event == SHUNT_TRANSPORT_ARRIVED && c->imm == put, "event %d, imm %u, %u was due",
+              c->event, c->imm, put);
+    cr_assert_eq(memcmp(m->nodes[0].inbox + put * 100000, bytes, size), 0);
+}
+
+/* Takes SENT for all puts of node 1. Node 0 polls only where there is no other way for them to go:
+ * most of what it gets is still to be handed out when node 1 goes. Return: what it took. */
+static uint32_t take_all_sent(struct mesh *m, const unsigned char *bytes, uint64_t size)
+{
+    uint32_t arrived = 0, sent = 0;
+
+    for (uint32_t idle = 0; sent < SHUNT_TRANSPORT_DEPTH; idle++) {
+        struct shunt_completion c;
+
+        if (mesh_poll(m, 1, &c, 1)) {
+            cr_assert(c.event == SHUNT_TRANSPORT_SENT && c.imm == sent++);
+            idle = 0;
+        } else if (idle > 20000) {
+            if (mesh_poll(m, 0, &c, 1))
+                expect_pattern(m, &c, arrived++, bytes, size);
+            idle = 0;
+        }
+    }
+    return arrived;
+}
+
 /* Whole messages of a peer that is gone are handed out first, however slowly they are taken. */
 void transport_hands_out_what_came_before_the_loss(const struct transport_backend *backend)
 {
@@ -54,15 +83,16 @@ void transport_hands_out_what_came_before_the_loss(const struct transport_backen
     struct mesh m;
 
     for (uint64_t size = 0; size <= 100000; size = size * 10 + 10) {
+        uint32_t arrived;
+
         mesh_open(&m, backend, 2, inboxes, false);
         for (uint32_t i = 0; i < SHUNT_TRANSPORT_DEPTH; i++)
             cr_assert_eq(mesh_put(&m, 1, 0, bytes, size, i * 100000, i), 0);
-        for (uint32_t i = 0; i < SHUNT_TRANSPORT_DEPTH; i++)
-            mesh_expect_sent(&m, 1, 0, i);
+        arrived = take_all_sent(&m, bytes, size);
         mesh_close_node(&m, 1);
-        for (uint32_t i = 0; i < SHUNT_TRANSPORT_DEPTH; i++) {
-            mesh_expect_arrived(&m, 0, 1, i);
-            cr_assert_eq(memcmp(m.nodes[0].inbox + i * 100000, bytes, size), 0);
+        for (uint32_t i = arrived; i < SHUNT_TRANSPORT_DEPTH; i++) {
+            c = mesh_next(&m, 0);
+            expect_pattern(&m, &c, i, bytes, size);
         }
         c = mesh_next(&m, 0);
         cr_assert_eq(c.event, SHUNT_TRANSPORT_LOST);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The shunt command, built on shunt.h alone. One file per sub-command (run.c, node.c, eval.c,
- * inspect.c, doctor.c); what they share:
+ * The shunt command, built on the public headers alone. One file per sub-command (run.c, node.c,
+ * eval.c, inspect.c, doctor.c, bench.c); what they share:
  *
  *   options.c   engine options, the same names everywhere
  *   launch.c    which node of a rack this is, where srun, mpirun or torchrun has started it
@@ -272,5 +272,6 @@ int cmd_node(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
 
 #endif

@@ -18,6 +18,7 @@ static const struct {
     {"eval", cmd_eval, "logits of given ids, for checking exactness"},
     {"inspect", cmd_inspect, "what a model file holds, and what fits in how much memory"},
     {"doctor", cmd_doctor, "what this machine can do, and how to repair what it cannot"},
+    {"bench", cmd_bench, "what the transports do: a link, a layer's traffic"},
 };
 
 #define COMMAND_COUNT (sizeof(commands) / sizeof(commands[0]))
