@@ -264,7 +264,9 @@ typedef struct shunt shunt;
  * threads. Blocks, at most join_timeout_ns + ready_timeout_ns. On failure nothing is left behind
  * (cfg->listen_fd is closed). `model` must outlive the engine; `cfg` need not. Return: 0; -EINVAL
  * for an option, -ENOMEM when it does not fit memory_bytes, -EADDRINUSE, -ETIMEDOUT for a peer that
- * does not come, -EPROTO for a peer with another model, version or rack. */
+ * does not come, -EPROTO for a peer with another model, version or rack, -ECONNREFUSED when a peer
+ * refuses this node, -EACCES for a key that others can read, an address of another machine without
+ * a key, or a peer whose certificate does not convince. */
 SHUNT_API int shunt_open(shunt **engine, const shunt_model *model, const struct shunt_config *cfg,
                          struct shunt_error *err);
 
@@ -418,8 +420,8 @@ struct shunt_check {
 
 /* Looks at what this machine gives the library: io_uring, O_DIRECT and its alignment on the drive
  * of `path` (a file or folder; NULL: the current folder), locked memory, huge pages, processor,
- * TLS, RDMA devices, GPU. Changes nothing. Return: the number of checks there are; at most `check_max`
- * are written. */
+ * TLS, RDMA devices, GPU. Changes nothing. Return: the number of checks there are; at most
+ * `check_max` are written. */
 SHUNT_API int shunt_doctor(const char *path, struct shunt_check *checks, uint32_t check_max);
 
 #ifdef __cplusplus

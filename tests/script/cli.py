@@ -154,7 +154,8 @@ def _(t):
                      .group(1))
     check(needed('--nodes', '16') > needed(), 'more nodes take no more')
     check(needed('--ctx', '128') < needed() < needed('--ctx', '4096'), 'the context takes nothing')
-    check_equal(needed('--chunk', '8'), needed(), 'the minimum, with the least chunk there is')
+    # What two processes have resident differs by a tenth of a MiB, and that may round differently.
+    check(abs(needed('--chunk', '8') - needed()) <= 1, 'the minimum, with the least chunk there is')
     check(needed() < needed('--chunk', '512'), 'the chunk takes nothing')
 
 
