@@ -386,14 +386,6 @@ static int check_pmix(struct look *l)
     return rc;
 }
 
-bool launch_is_complete(const struct launch *launch)
-{
-    for (uint32_t rank = 0; rank < launch->count; rank++)
-        if (!launch->addresses[rank][0])
-            return false;
-    return true;
-}
-
 int launch_from_environment(const struct launch_environment *env, struct launch *launch, char *why,
                             uint32_t why_bytes)
 {

@@ -45,7 +45,4 @@ struct launch {
 int launch_from_environment(const struct launch_environment *env, struct launch *launch, char *why,
                             uint32_t why_bytes);
 
-/* Whether every node's address is known. */
-bool launch_is_complete(const struct launch *launch);
-
 #endif

@@ -460,12 +460,7 @@ static int take_launched_rack(struct engine_options *o, const char *command)
         return usage_error(command, "%s", why);
     if (rc == 0)
         return 0;
-    /* To go when a node can learn the others' addresses from rank 0: they are NULL in cfg.rack. */
-    if (!launch_is_complete(launch))
-        return usage_error(command,
-                           "%s says where rank 0 runs (%s), and not where the others do; this "
-                           "version needs --rank and --rack for that",
-                           launch->by, launch->addresses[0]);
+    /* Where only rank 0's is known, it tells the others'. */
     for (uint32_t i = 0; i < launch->count; i++)
         o->rack[i] = launch->addresses[i][0] ? launch->addresses[i] : NULL;
     o->rack_count = launch->count;

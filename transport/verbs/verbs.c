@@ -218,8 +218,6 @@ static void hand_out_sent(struct shunt_transport *t, uint32_t peer, struct sink 
 
         sink->out[sink->count++] =
             (struct shunt_completion){.event = SHUNT_TRANSPORT_SENT, .peer = peer, .imm = put->imm};
-        t->counters.puts_sent++;
-        t->counters.bytes_sent += put->bytes;
         p->first = (p->first + 1) % SHUNT_TRANSPORT_DEPTH;
         p->count--;
         for (uint32_t r = 0; r < t->rail_count; r++)
@@ -390,6 +388,8 @@ static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, 
         .deadline_ns = t->put_timeout_ns ? shunt_deadline_ns(t->put_timeout_ns) : INT64_MAX,
     };
     p->count++;
+    t->counters.puts_sent++;
+    t->counters.bytes_sent += bytes;
     verbs_post_puts(t, peer);
     return 0;
 }
