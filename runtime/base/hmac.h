@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * HMAC-SHA256 (FIPS 180-4, RFC 2104) and what else goes with keys. Ours, so that a datagram can be
- * checked without allocating and in a build without OpenSSL as well.
+ * SHA-256, HMAC-SHA256 and what else goes with keys, by OpenSSL.
  */
 #ifndef SHUNT_BASE_HMAC_H
 #define SHUNT_BASE_HMAC_H
@@ -13,10 +12,11 @@
 #define SHUNT_SHA256_BYTES 32u
 #define SHUNT_KEY_BYTES    32u
 
-void shunt_sha256(const void *data, size_t bytes, uint8_t digest[SHUNT_SHA256_BYTES]);
+/* Return: 0 or -ENOMEM. */
+int shunt_sha256(const void *data, size_t bytes, uint8_t digest[SHUNT_SHA256_BYTES]);
 
-void shunt_hmac(const uint8_t key[SHUNT_KEY_BYTES], const void *data, size_t bytes,
-                uint8_t mac[SHUNT_SHA256_BYTES]);
+int shunt_hmac(const uint8_t key[SHUNT_KEY_BYTES], const void *data, size_t bytes,
+               uint8_t mac[SHUNT_SHA256_BYTES]);
 
 /* Compares in a time that does not depend on where they differ. */
 bool shunt_secret_equal(const void *a, const void *b, size_t bytes);

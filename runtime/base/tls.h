@@ -8,8 +8,6 @@
  * Everybody who has the key can be any node: it keeps strangers out, not nodes apart. A handshake
  * that is reflected or led to another node than the one meant is seen by the ranks in the hello
  * that follows it.
- *
- * In a build without OpenSSL (no_tls.c) opening fails and the rest is never reached.
  */
 #ifndef SHUNT_BASE_TLS_H
 #define SHUNT_BASE_TLS_H
@@ -30,8 +28,7 @@ static inline bool shunt_credentials_given(const struct shunt_credentials *c)
     return c->key || c->cert || c->cert_key || c->ca;
 }
 
-/* Reads the files. Return: 0; -EINVAL, -EACCES, -ENOENT with the file and the remedy; -ENOTSUP
- * without OpenSSL. */
+/* Reads the files. Return: 0; -EINVAL, -EACCES, -ENOENT with the file and the remedy. */
 int shunt_tls_open(struct shunt_tls **tls, const struct shunt_credentials *credentials,
                    struct shunt_error *err);
 
@@ -52,7 +49,7 @@ int shunt_tls_handshake(const struct shunt_stream *stream, short *events, struct
 /* Bytes that only the two ends of the session know. Return: 0 or -EIO. */
 int shunt_tls_export(const struct shunt_stream *stream, const char *label, void *out, size_t bytes);
 
-/* What this build has: "OpenSSL 3.0.16", or NULL. */
+/* Its version: "3.0.16". */
 const char *shunt_tls_library(void);
 
 /* ---- for stream.c */

@@ -7,15 +7,19 @@
 
 #include "kernels/kernels.h"
 
-/* Over all of them, also where the text of the hello has no room. */
+/* Over all of them, also where the text of the hello has no room. Without memory for it, something
+ * that no other node's is equal to. */
 static void digest_rack(uint8_t digest[SHUNT_SHA256_BYTES], const char *const *addresses,
                         uint32_t count)
 {
     uint8_t all[SHUNT_NODES_MAX][SHUNT_SHA256_BYTES];
 
-    for (uint32_t r = 0; r < count; r++)
-        shunt_sha256(addresses[r], strlen(addresses[r]), all[r]);
-    shunt_sha256(all, count * sizeof(all[0]), digest);
+    bool done = true;
+
+    for (uint32_t r = 0; r < count && done; r++)
+        done = shunt_sha256(addresses[r], strlen(addresses[r]), all[r]) == 0;
+    if (!done || shunt_sha256(all, count * sizeof(all[0]), digest))
+        memset(digest, 0, SHUNT_SHA256_BYTES);
 }
 
 static void list_rack(char *text, size_t bytes, const char *const *addresses, uint32_t count)

@@ -3,12 +3,14 @@
 
 #include <string.h>
 
-static void sign(const struct shunt_pulse *pulse, const struct shunt_datagram *d, uint8_t mac[16])
+static bool sign(const struct shunt_pulse *pulse, const struct shunt_datagram *d, uint8_t mac[16])
 {
     uint8_t whole[SHUNT_SHA256_BYTES];
 
-    shunt_hmac(pulse->key, d, offsetof(struct shunt_datagram, mac), whole);
+    if (shunt_hmac(pulse->key, d, offsetof(struct shunt_datagram, mac), whole))
+        return false;
     memcpy(mac, whole, 16);
+    return true;
 }
 
 void shunt_pulse_init(struct shunt_pulse *pulse, const uint8_t key[SHUNT_KEY_BYTES], int64_t now_ns)
@@ -21,7 +23,8 @@ void shunt_pulse_write(struct shunt_pulse *pulse, uint32_t own_rank, struct shun
 {
     *d = (struct shunt_datagram){
         .magic = SHUNT_PULSE_MAGIC, .rank = own_rank, .sequence = ++pulse->sent};
-    sign(pulse, d, d->mac);
+    if (!sign(pulse, d, d->mac)) /* one that is lost, as the net loses them */
+        d->magic = 0;
 }
 
 bool shunt_pulse_read(struct shunt_pulse *pulse, uint32_t peer_rank, const void *bytes, size_t len,
@@ -35,8 +38,7 @@ bool shunt_pulse_read(struct shunt_pulse *pulse, uint32_t peer_rank, const void 
     memcpy(&d, bytes, sizeof(d));
     if (d.magic != SHUNT_PULSE_MAGIC || d.rank != peer_rank || d.sequence <= pulse->heard)
         return false;
-    sign(pulse, &d, mac);
-    if (!shunt_secret_equal(mac, d.mac, sizeof(mac)))
+    if (!sign(pulse, &d, mac) || !shunt_secret_equal(mac, d.mac, sizeof(mac)))
         return false;
     pulse->heard = d.sequence;
     shunt_pulse_heard(pulse, now_ns);
