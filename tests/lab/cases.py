@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -115,6 +116,57 @@ def contract(lab, rails):
 
 for rails in RAILS:
     case(rails, name='contract-verbs')(contract)
+
+
+# ---- what a layer's traffic costs, counted
+
+ITERATIONS = 100
+
+
+def dispatch_commands(lab, tokens, under=''):
+    """Both nodes of `shunt bench dispatch` in one guest; rank 1 writes its figures."""
+    words = (f'bench dispatch --transport verbs --tokens {tokens} --hidden 256 --experts 64 '
+             f'-n {ITERATIONS} --rack 127.0.0.1:{PORT},127.0.0.1:{PORT + 1}')
+    shunt = shlex.quote(str(lab.shunt))
+    return [f'{shunt} {words} --rank 0 -d rxe0 >/dev/null &',
+            f'{under} {shunt} {words} --rank 1 -d rxe1 --json /tmp/{tokens}.json >/dev/null || exit',
+            'wait $! || exit', f'cp /tmp/{tokens}.json /run/lab/']
+
+
+@case('verbs', name='writes')
+def counts_writes(lab, _):
+    """a dispatch over verbs asks for one completion a peer, however many tokens go"""
+    with lab.guests(1, *dispatch_commands(lab, 1), *dispatch_commands(lab, 128), cpus=2) as guests:
+        ended(guests, [0])
+        for tokens in (1, 128):
+            result = json.loads((guests.folders[0] / f'{tokens}.json').read_text())
+            check_equal(result['emulated'], True, 'emulated')
+            for phase in ('dispatch', 'combine'):
+                p = result[phase]
+                check_equal((p['puts'], p['signalled']), (ITERATIONS, ITERATIONS),
+                            f'puts and completions of {phase}, {tokens} tokens')
+                # What a device takes in one work request is far more than this.
+                check(p['writes'] <= 2 * ITERATIONS, f'{phase}, {tokens} tokens: {p}')
+
+
+@case('verbs', name='system-calls')
+def counts_calls(lab, _):
+    """more rows over verbs take no more system calls"""
+    if not shutil.which('strace'):
+        raise Skip('strace is not installed')
+    commands = [line for tokens in (8, 128)
+                for line in dispatch_commands(lab, tokens, f'strace -f -c -o /run/lab/calls.{tokens}')]
+    with lab.guests(1, *commands, cpus=2) as guests:
+        ended(guests, [0])
+        calls = {}
+        for tokens in (8, 128):
+            total = guests.text(0, f'calls.{tokens}').splitlines()[-1].split()
+            calls[tokens] = int(total[-2] if len(total) == 5 and total[3].isdigit() else total[2])
+        # Twice a row goes: there, and back. A few come with the time it takes: streams are looked at
+        # once in a millisecond.
+        rows = 2 * (128 - 8) * ITERATIONS
+        each = (calls[128] - calls[8]) / rows
+        check(each < 0.1, f'{each:.3f} system calls a row: {calls}')
 
 
 # ---- a rack's answer is one node's

@@ -37,7 +37,7 @@ def figure(name, values, unit, *, peer=None, goal=None, hardware='real'):
         print(f'{name}: nothing was measured', file=sys.stderr)
         return None
     ordered = sorted(values)
-    quartiles = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else [ordered[0]] * 3
+    quartiles = statistics.quantiles(ordered, n=4, method='inclusive') if len(ordered) > 1 else [ordered[0]] * 3
     value = statistics.median(ordered)
     line = {'figure': name, 'value': round(value, 4), 'low': round(quartiles[0], 4),
             'high': round(quartiles[2], 4), 'unit': unit, 'n': len(values), 'hardware': hardware}
