@@ -43,8 +43,8 @@ struct open_put {
     struct put_header header;
     const unsigned char *src;
     bool begun;
-    uint64_t sent; /* of header and payload together */
-    int64_t deadline_ns;
+    uint64_t sent;       /* of header and payload together */
+    int64_t deadline_ns; /* 0: its time has not begun */
 };
 
 struct peer {
@@ -256,7 +256,6 @@ static int tcp_put(struct shunt_transport *t, uint32_t peer, const void *src, ui
     p->puts[(p->first + p->count) % SHUNT_TRANSPORT_DEPTH] = (struct open_put){
         .header = {.magic = HEADER_MAGIC, .kind = KIND_PUT, .imm = imm, .off = off, .bytes = bytes},
         .src = src,
-        .deadline_ns = t->put_timeout_ns ? shunt_deadline_ns(t->put_timeout_ns) : INT64_MAX,
     };
     p->count++;
     t->counters.puts_sent++;
@@ -396,9 +395,16 @@ static void receive(struct shunt_transport *t, uint32_t peer, struct sink *sink)
         ;
 }
 
-static void check_deadline(struct peer *p)
+/* A put's time begins when a poll finds it waiting: one that goes at once needs no clock. */
+static void check_deadline(struct peer *p, int64_t timeout_ns)
 {
-    if (shunt_now_ns() >= p->puts[p->first].deadline_ns)
+    struct open_put *put = &p->puts[p->first];
+
+    if (p->count == 0 || timeout_ns == 0)
+        return;
+    if (put->deadline_ns == 0)
+        put->deadline_ns = shunt_deadline_ns(timeout_ns);
+    else if (shunt_now_ns() >= put->deadline_ns)
         lose(p, -ETIMEDOUT, "it has not taken a message in the time given");
 }
 
@@ -416,8 +422,7 @@ static void move(struct shunt_transport *t, uint32_t peer, struct sink *sink)
         receive(t, peer, sink);
     if (is_there(p) && p->under_way < under_way) /* credit has come */
         finish_puts(t, peer, sink);
-    if (p->count > 0)
-        check_deadline(p);
+    check_deadline(p, t->put_timeout_ns);
 }
 
 static uint32_t tcp_poll(struct shunt_transport *t, struct shunt_completion *out, uint32_t max)

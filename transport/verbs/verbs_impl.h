@@ -72,8 +72,8 @@ struct verbs_put {
     uint32_t imm;
     uint32_t pending; /* rails whose last write is not yet completed */
     bool striped;
-    bool begun; /* has credit, and may be posted */
-    int64_t deadline_ns;
+    bool begun;          /* has credit, and may be posted */
+    int64_t deadline_ns; /* 0: its time has not begun */
 };
 
 /* What remains to be posted of the put that comes next on a rail. */
@@ -143,7 +143,8 @@ struct shunt_transport {
     int epoll_fd; /* everything that may wake a sleeper */
     int ready_fd; /* readable while something became ready as it went to sleep */
     bool ready_told;
-    int64_t looked_ns;
+    int64_t looked_ns; /* 0: something may have happened */
+    uint32_t polls;
     struct shunt_transport_counters counters;
 };
 
