@@ -776,9 +776,10 @@ static uint32_t shm_poll(struct shunt_transport *t, struct shunt_completion *out
     for (uint32_t i = 0, peer = t->turn; i < t->node_count; i++, peer = next_peer(t, peer)) {
         struct peer *p = &t->peers[peer];
 
-        if (p->state == ABSENT)
+        if (p->state == ABSENT && !p->lost_reason)
             continue;
-        receive(t, peer, &sink);
+        if (p->state != ABSENT)
+            receive(t, peer, &sink);
         send_some(p);
         finish_puts(t, peer, &sink);
         check_deadline(p, t->put_timeout_ns);

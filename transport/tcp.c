@@ -11,7 +11,9 @@
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
@@ -81,6 +83,7 @@ struct shunt_transport {
     struct peer *peers; /* [node_count] */
     unsigned char *stages;
     uint32_t turn; /* the peer that poll looks at first */
+    int ready_fd;  /* always readable: for a sleeper who need not sleep */
     struct shunt_transport_counters counters;
 };
 
@@ -109,6 +112,8 @@ static bool tcp_close(struct shunt_transport *t)
         return true;
     for (uint32_t i = 0; t->peers && i < t->node_count; i++)
         shunt_stream_close(&t->peers[i].stream);
+    if (t->ready_fd >= 0)
+        close(t->ready_fd);
     free(t->memory);
     free(t->peers);
     free(t->stages);
@@ -127,10 +132,11 @@ static struct shunt_transport *allocate(const struct shunt_transport_config *cfg
 
     if (!t)
         return NULL;
+    t->ready_fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
     t->peers = calloc(cfg->node_count, sizeof(*t->peers));
     t->stages = malloc((size_t)cfg->node_count * STAGE_BYTES);
     t->memory = calloc(cfg->memory_count + 1, sizeof(*t->memory));
-    if (t->peers && t->stages && t->memory)
+    if (t->ready_fd >= 0 && t->peers && t->stages && t->memory)
         return t;
     tcp_close(t); /* of no nodes yet */
     return NULL;
@@ -146,7 +152,7 @@ static int tcp_open(struct shunt_transport **out, const struct shunt_transport_c
     if (!t) {
         for (uint32_t i = 0; i < cfg->node_count; i++)
             shunt_stream_close(&(struct shunt_stream){cfg->streams[i].fd, cfg->streams[i].tls});
-        return shunt_error_set(err, -ENOMEM, "out of memory for the tcp transport");
+        return shunt_error_set(err, -ENOMEM, "out of memory or descriptors for the tcp transport");
     }
     t->rank = cfg->rank;
     t->node_count = cfg->node_count;
@@ -300,7 +306,7 @@ static void finish_puts(struct shunt_transport *t, uint32_t peer, struct sink *s
 static bool is_header(const struct peer *p, const struct put_header *h)
 {
     return h->magic == HEADER_MAGIC && h->zero == 0 && h->released <= p->under_way &&
-           (h->kind == KIND_PUT || (h->kind == KIND_CREDIT && h->bytes == 0));
+           (h->kind == KIND_PUT || (h->kind == KIND_CREDIT && h->bytes == 0 && h->released > 0));
 }
 
 /* Takes headers and payload from the stage. Return: false when the sink is full or the peer is
@@ -456,10 +462,34 @@ static bool wants_to_send(const struct peer *p)
     return p->count > 0 && (p->puts[p->first].begun || p->under_way < SHUNT_TRANSPORT_WINDOW);
 }
 
+/* True when a poll would hand something out whatever the socket says: a put that is staged whole,
+ * since the last poll had no room for it, or a loss. */
+static bool has_completion(const struct peer *p)
+{
+    uint64_t staged = p->stage_end - p->stage_begin;
+    struct put_header next;
+
+    if (p->lost_reason)
+        return true;
+    if (!is_there(p))
+        return false;
+    if (p->in_payload)
+        return staged >= p->incoming.bytes - p->received;
+    if (staged < sizeof(next))
+        return false;
+    memcpy(&next, p->stage + p->stage_begin, sizeof(next));
+    return staged - sizeof(next) >= next.bytes;
+}
+
 static uint32_t tcp_prepare(struct shunt_transport *t, struct pollfd *fds, uint32_t max)
 {
+    bool ready = false;
     uint32_t n = 0;
 
+    for (uint32_t i = 0; i < t->node_count; i++)
+        ready |= has_completion(&t->peers[i]);
+    if (ready && max > 0)
+        fds[n++] = (struct pollfd){.fd = t->ready_fd, .events = POLLIN};
     for (uint32_t i = 0; i < t->node_count && n < max; i++) {
         const struct peer *p = &t->peers[i];
 

@@ -99,6 +99,7 @@ struct shunt_transport_counters {
     uint64_t bytes_sent;               /* payload; how much was received, a NIC does not say */
     uint64_t writes;                   /* work requests or the like that puts took */
     uint64_t signalled;                /* completions that they asked for */
+    bool emulated; /* an end of some link is RDMA in software: no figure of hardware */
 };
 
 struct shunt_transport_ops {

@@ -7,7 +7,6 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/bench/bench_impl.h"
-#include "transport/verbs/describe.h"
 
 /* Released in lots, as a receiver that reads its puts would: not a word for each. */
 #define RELEASE_EVERY (SHUNT_TRANSPORT_WINDOW / 4)
@@ -309,38 +308,9 @@ struct shunt_bench_times shunt_bench_summarize(int64_t *samples, uint64_t count)
 
 /* ---- hardware */
 
-/* Of "rxe0:1,mlx5_0": no figure is called one of hardware by mistake. */
-static bool any_software(const char *names)
-{
-    while (*names) {
-        size_t len = strcspn(names, ",");
-        char name[64];
-
-        snprintf(name, sizeof(name), "%.*s", (int)strcspn(names, ":,"), names);
-        if (verbs_is_software(name))
-            return true;
-        names += len + (names[len] == ',');
-    }
-    return false;
-}
-
-static bool any_software_device(void)
-{
-    struct verbs_port ports[16];
-    int count = verbs_list_ports(ports, 16);
-
-    for (int i = 0; i < count && i < 16; i++)
-        if (ports[i].software)
-            return true;
-    return count <= 0;
-}
-
 enum shunt_bench_hardware shunt_bench_hardware_of(const struct shunt_bench_node *b)
 {
-    bool software;
-
     if (strcmp(b->ops->name, "verbs") != 0)
         return SHUNT_BENCH_HOST;
-    software = b->cfg.link.device ? any_software(b->cfg.link.device) : any_software_device();
-    return software ? SHUNT_BENCH_SOFTWARE_RDMA : SHUNT_BENCH_RDMA;
+    return b->ops->counters(b->t)->emulated ? SHUNT_BENCH_SOFTWARE_RDMA : SHUNT_BENCH_RDMA;
 }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/base/clock.h"
 #include "tests/cluster/seats.h"
@@ -435,6 +436,64 @@ void transport_gives_credit_by_release(const struct transport_backend *backend)
 }
 
 /* ---- sleep */
+
+/* Whoever sleeps on what this node's prepare lists is awake at once. */
+static void expect_awake(struct mesh *m, uint32_t n, const char *when)
+{
+    struct pollfd fds[MESH_NODES_MAX];
+    uint32_t count = m->backend->ops->prepare(m->nodes[n].t, fds, MESH_NODES_MAX);
+
+    cr_assert_gt(poll(fds, count, 2000), 0, "asleep %s", when);
+}
+
+static void poll_until(struct mesh *m, uint32_t n, enum shunt_transport_event event, uint32_t imm)
+{
+    struct shunt_completion c = {0};
+
+    while (c.event != event || c.imm != imm)
+        if (!mesh_poll(m, n, &c, 1))
+            mesh_sleep(m);
+}
+
+/* What is there and not handed out yet, and what can go since credit has come: no event of the
+ * kernel or the device says it again. */
+void transport_keeps_a_sleeper_awake(const struct transport_backend *backend)
+{
+    const uint64_t inboxes[] = {64, 0};
+    const void *x = mesh_copy("x", 1);
+    struct shunt_completion c;
+    uint32_t sent = 0;
+    struct mesh m;
+
+    if (backend->simulated) /* nothing there sleeps */
+        return;
+    mesh_open(&m, backend, 2, inboxes, false);
+    m.keeps = true;
+    for (uint32_t i = 0; i < 3; i++)
+        cr_assert_eq(mesh_put(&m, 1, 0, x, 1, i, i), 0);
+    poll_until(&m, 1, SHUNT_TRANSPORT_SENT, 2);
+    poll_until(&m, 0, SHUNT_TRANSPORT_ARRIVED, 0);
+    for (uint32_t i = 1; i < 3; i++) {
+        expect_awake(&m, 0, "over puts that have come");
+        poll_until(&m, 0, SHUNT_TRANSPORT_ARRIVED, i);
+    }
+    for (uint32_t i = 3; i <= SHUNT_TRANSPORT_WINDOW; i++) {
+        while (mesh_put(&m, 1, 0, x, 1, 0, i) == -EAGAIN)
+            mesh_poll(&m, 1, &c, 1);
+        while (mesh_poll(&m, 1, &c, 1))
+            sent = c.imm;
+        mesh_poll(&m, 0, &c, 1);
+    }
+    while (sent + 1 < SHUNT_TRANSPORT_WINDOW)
+        poll_until(&m, 1, SHUNT_TRANSPORT_SENT, ++sent);
+    while (mesh_poll(&m, 0, &c, 1))
+        ;
+    backend->ops->release(m.nodes[0].t, 1, SHUNT_TRANSPORT_WINDOW / 2);
+    usleep(100000); /* the word of it is under way no more */
+    expect_awake(&m, 1, "with credit for a put");
+    poll_until(&m, 1, SHUNT_TRANSPORT_SENT, SHUNT_TRANSPORT_WINDOW);
+    mesh_close(&m);
+}
 
 /* Two threads that wait for each other's puts, asleep or almost. */
 struct sleeper {

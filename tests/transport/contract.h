@@ -20,6 +20,7 @@ void transport_moves_both_directions_at_once(const struct transport_backend *bac
 void transport_serves_many_peers(const struct transport_backend *backend);
 void transport_overwrites_nothing_without_credit(const struct transport_backend *backend);
 void transport_gives_credit_by_release(const struct transport_backend *backend);
+void transport_keeps_a_sleeper_awake(const struct transport_backend *backend);
 void transport_loses_no_wake_up(const struct transport_backend *backend);
 void transport_gives_up_a_peer_that_takes_nothing(const struct transport_backend *backend);
 void transport_says_once_that_a_peer_is_lost(const struct transport_backend *backend);
@@ -49,6 +50,7 @@ void transport_behaves_like_its_model(const struct transport_backend *backend);
     TRANSPORT_KEEPS(suite, backend, serves_many_peers)                                             \
     TRANSPORT_KEEPS(suite, backend, overwrites_nothing_without_credit)                             \
     TRANSPORT_KEEPS(suite, backend, gives_credit_by_release)                                       \
+    TRANSPORT_KEEPS(suite, backend, keeps_a_sleeper_awake)                                         \
     TRANSPORT_KEEPS(suite, backend, loses_no_wake_up)                                              \
     TRANSPORT_KEEPS(suite, backend, gives_up_a_peer_that_takes_nothing)                            \
     TRANSPORT_KEEPS(suite, backend, says_once_that_a_peer_is_lost)                                 \

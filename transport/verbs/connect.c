@@ -19,7 +19,7 @@
 _Static_assert(sizeof(struct verbs_word_rail) == 288, "a wire format");
 _Static_assert(sizeof(struct verbs_word) == 32 + VERBS_RAILS_MAX * 288, "a wire format");
 
-enum { TELLING, HEARING, CONNECTED, UP };
+enum { TELLING, HEARING, READYING, CONNECTED, UP };
 
 #define PSN_MASK      0xffffffu
 #define RETRIES       7u /* the most that verbs know */
@@ -171,6 +171,7 @@ static int fill_word(struct shunt_transport *t, uint32_t peer, struct shunt_erro
         r->qpn = p->lanes[i].qp->qp_num;
         r->psn = psn & PSN_MASK;
         r->mtu = (uint32_t)t->rails[i].mtu;
+        r->software = t->rails[i].software;
         memcpy(r->gid, t->rails[i].gid.raw, sizeof(r->gid));
         for (uint32_t b = 0; b < t->inbox_block_count; b++)
             r->rkeys[b] = t->inbox_blocks[b].mrs[i]->rkey;
@@ -210,6 +211,7 @@ static int connect_peer(struct shunt_transport *t, uint32_t peer, struct shunt_e
     int rc = check_word(t, peer, err);
 
     for (uint32_t i = 0; i < t->rail_count && !rc; i++) {
+        t->counters.emulated |= t->rails[i].software || p->word.rails[i].software;
         rc = connect_lane(t, p, i);
         if (rc)
             return shunt_error_set(err, rc,
@@ -241,8 +243,12 @@ static int take_step(struct shunt_transport *t, uint32_t peer, struct shunt_erro
         rc = connect_peer(t, peer, err);
         if (rc)
             return rc;
+        p->state = READYING;
+        break;
+    case READYING:
         n = shunt_stream_send(&p->stream, &ready, 1);
-        p->state = CONNECTED;
+        if (n == 1)
+            p->state = CONNECTED;
         break;
     default:
         n = shunt_stream_recv(&p->stream, &ready, 1);
@@ -282,8 +288,9 @@ static int wait_for_peers(struct shunt_transport *t, const struct shunt_patience
             if (p->state == UP)
                 continue;
             awaited = i;
-            fds[n++] = (struct pollfd){.fd = p->stream.fd,
-                                       .events = p->state == TELLING ? POLLOUT : POLLIN};
+            fds[n++] = (struct pollfd){
+                .fd = p->stream.fd,
+                .events = p->state == TELLING || p->state == READYING ? POLLOUT : POLLIN};
         }
         if (n == 0)
             return 0;

@@ -18,6 +18,10 @@ bool verbs_is_software(const char *device)
     snprintf(path, sizeof(path), "/sys/class/infiniband/%s", device);
     if (access(path, F_OK))
         return false;
+    /* Those that the kernel emulates over a network interface name it here. */
+    snprintf(path, sizeof(path), "/sys/class/infiniband/%s/parent", device);
+    if (access(path, F_OK) == 0)
+        return true;
     snprintf(path, sizeof(path), "/sys/class/infiniband/%s/device", device);
     return access(path, F_OK) != 0; /* a NIC is a device on a bus */
 }

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "runtime/base/clock.h"
+#include "transport/verbs/describe.h"
 #include "transport/verbs/verbs_impl.h"
 
 #define RESOLVE_MS    2000
@@ -27,9 +28,12 @@
 /* Waits for the answer to what was asked of rdma_cm; the kernel gives one within RESOLVE_MS. */
 static int await(struct rdma_event_channel *channel, enum rdma_cm_event_type wanted)
 {
+    struct pollfd fd = {.fd = channel->fd, .events = POLLIN};
     struct rdma_cm_event *event;
     int rc;
 
+    if (poll(&fd, 1, 2 * RESOLVE_MS) <= 0)
+        return -ETIMEDOUT;
     if (rdma_get_cm_event(channel, &event))
         return -errno;
     rc = event->event == wanted ? 0 : event->status ? event->status : -EHOSTUNREACH;
@@ -219,6 +223,7 @@ static int add_rail(struct shunt_transport *t, const struct place *place, struct
 
     snprintf(rail->label, sizeof(rail->label), "%.40s port %" PRIu32, place->device, place->port);
     rail->port = (uint8_t)place->port;
+    rail->software = verbs_is_software(place->device);
     rail->device = open_by_name(place->device);
     if (!rail->device) {
         char names[160];

@@ -17,12 +17,15 @@
 static struct ibv_mr *register_device_memory(struct ibv_pd *pd, const struct shunt_region *r,
                                              uint64_t off, uint64_t bytes, int access)
 {
+    unsigned char *at = (unsigned char *)r->base + off;
     struct ibv_mr *mr =
-        ibv_reg_dmabuf_mr(pd, r->fd_offset + off, bytes, (uintptr_t)r->base + off, r->fd, access);
+        ibv_reg_dmabuf_mr(pd, r->fd_offset + off, bytes, (uintptr_t)at, r->fd, access);
+    int error = errno;
 
-    if (mr)
-        return mr;
-    return ibv_reg_mr(pd, (unsigned char *)r->base + off, bytes, access);
+    if (!mr)
+        mr = ibv_reg_mr(pd, at, bytes, access);
+    errno = error; /* the first refusal says more */
+    return mr;
 }
 
 static int refuse_registration(const struct verbs_rail *rail, const struct shunt_region *r,
@@ -51,6 +54,7 @@ static int register_block(struct shunt_transport *t, const struct shunt_region *
 
     block->base = (unsigned char *)r->base + off;
     block->bytes = bytes;
+    block->of_device = r->kind == SHUNT_REGION_DMABUF;
     for (uint32_t i = 0; i < t->rail_count; i++) {
         struct ibv_pd *pd = t->rails[i].pd;
 

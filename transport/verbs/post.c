@@ -19,11 +19,11 @@
 
 /* One RDMA write of a batch. */
 struct write {
-    uint64_t id; /* 0: no completion */
+    uint64_t id; /* also of one that asks for no completion: it completes when it fails */
     const unsigned char *src;
     uint32_t bytes, lkey, rkey, imm;
     uint64_t to;
-    bool with_imm;
+    bool with_imm, signalled, inlined;
 };
 
 static int post_newer(const struct verbs_lane *lane, const struct write *writes, uint32_t count)
@@ -33,19 +33,18 @@ static int post_newer(const struct verbs_lane *lane, const struct write *writes,
     ibv_wr_start(qp);
     for (uint32_t i = 0; i < count; i++) {
         const struct write *w = &writes[i];
-        bool small = w->bytes <= lane->inline_max;
 
         qp->wr_id = w->id;
         /* The flag says what ibv_wr_set_inline_data says as well; rxe needs to be told before. */
         qp->wr_flags =
-            (w->id ? IBV_SEND_SIGNALED : 0u) | (small && w->bytes ? IBV_SEND_INLINE : 0u);
+            (w->signalled ? IBV_SEND_SIGNALED : 0u) | (w->inlined ? IBV_SEND_INLINE : 0u);
         if (w->with_imm)
             ibv_wr_rdma_write_imm(qp, w->rkey, w->to, htonl(w->imm));
         else
             ibv_wr_rdma_write(qp, w->rkey, w->to);
         if (w->bytes == 0)
             ibv_wr_set_sge_list(qp, 0, NULL);
-        else if (small)
+        else if (w->inlined)
             ibv_wr_set_inline_data(qp, (void *)w->src, w->bytes);
         else
             ibv_wr_set_sge(qp, w->lkey, (uintptr_t)w->src, w->bytes);
@@ -60,17 +59,17 @@ static int post_older(const struct verbs_lane *lane, const struct write *writes,
 
     for (uint32_t i = 0; i < count; i++) {
         const struct write *w = &writes[i];
-        bool small = w->bytes <= lane->inline_max;
 
         sges[i] = (struct ibv_sge){
-            .addr = (uintptr_t)w->src, .length = w->bytes, .lkey = small ? 0 : w->lkey};
+            .addr = (uintptr_t)w->src, .length = w->bytes, .lkey = w->inlined ? 0 : w->lkey};
         wrs[i] = (struct ibv_send_wr){
             .wr_id = w->id,
             .next = i + 1 < count ? &wrs[i + 1] : NULL,
             .sg_list = &sges[i],
             .num_sge = w->bytes > 0,
             .opcode = w->with_imm ? IBV_WR_RDMA_WRITE_WITH_IMM : IBV_WR_RDMA_WRITE,
-            .send_flags = (w->id ? IBV_SEND_SIGNALED : 0u) | (small ? IBV_SEND_INLINE : 0u),
+            .send_flags =
+                (w->signalled ? IBV_SEND_SIGNALED : 0u) | (w->inlined ? IBV_SEND_INLINE : 0u),
             .imm_data = htonl(w->imm),
             .wr.rdma = {.remote_addr = w->to, .rkey = w->rkey},
         };
@@ -122,6 +121,8 @@ static struct write next_write(const struct shunt_transport *t, const struct ver
         .src = src,
         .bytes = (uint32_t)bytes,
         .lkey = block->mrs[rail]->lkey,
+        /* The processor copies what goes inline, and must be able to read it. */
+        .inlined = bytes <= p->lanes[rail].inline_max && !block->of_device,
         .to = p->word.inbox + at,
         .rkey = p->word.rails[rail].rkeys[at / VERBS_BLOCK_BYTES],
     };
@@ -152,6 +153,7 @@ static bool post_share(struct shunt_transport *t, uint32_t peer, uint32_t rail)
         writes[n] = next_write(t, p, put, rail);
         share->begin += writes[n].bytes;
         done = share->begin == share->end && (!empty_last || was_empty);
+        writes[n].id = verbs_id(VERBS_PART, peer, rail, 0);
         writes[n].with_imm = done;
         writes[n].imm = put->imm;
         n++;
@@ -159,6 +161,7 @@ static bool post_share(struct shunt_transport *t, uint32_t peer, uint32_t rail)
     if (n == 0)
         return false;
     writes[n - 1].id = verbs_id(done ? VERBS_PUT : VERBS_PART, peer, rail, n);
+    writes[n - 1].signalled = true;
     lane->sends += n;
     t->counters.writes += n;
     t->counters.signalled++;
@@ -235,11 +238,13 @@ void verbs_post_credit(struct shunt_transport *t, uint32_t peer)
 {
     struct verbs_peer *p = &t->peers[peer];
     struct verbs_lane *lane = &p->lanes[0];
-    int rc;
+    int rc = 0;
 
-    p->untold -= VERBS_CREDIT_EVERY;
-    lane->sends++;
-    rc = post_empty_send(lane, verbs_id(VERBS_CREDIT, peer, 0, 1));
+    while (p->untold >= VERBS_CREDIT_EVERY && lane->sends < VERBS_SENDS && !rc) {
+        p->untold -= VERBS_CREDIT_EVERY;
+        lane->sends++;
+        rc = post_empty_send(lane, verbs_id(VERBS_CREDIT, peer, 0, 1));
+    }
     if (rc)
         verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more sends: %s", lane->qp->qp_num,
                    t->rails[0].label, strerror(rc));

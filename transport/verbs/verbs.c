@@ -143,6 +143,8 @@ static void take(struct shunt_transport *t, const struct ibv_wc *wc)
     p->lanes[rail].sends -= (uint32_t)wc->wr_id;
     if (!is_there(p))
         return;
+    if (p->untold >= VERBS_CREDIT_EVERY) /* the send queue had no room */
+        verbs_post_credit(t, peer);
     if (wc->status != IBV_WC_SUCCESS)
         take_error(t, peer, wc);
     else if (work == VERBS_PUT)
@@ -417,8 +419,15 @@ static void verbs_release(struct shunt_transport *t, uint32_t peer, uint32_t cou
 
     p->arrived -= count;
     p->untold += count;
-    while (p->untold >= VERBS_CREDIT_EVERY && is_there(p))
+    if (is_there(p))
         verbs_post_credit(t, peer);
+}
+
+/* What had no credit, or no room in a send queue. */
+static void post_waiting(struct shunt_transport *t)
+{
+    for (uint64_t peers = t->waiting; peers; peers &= peers - 1)
+        verbs_post_puts(t, (uint32_t)__builtin_ctzll(peers));
 }
 
 static uint32_t verbs_poll(struct shunt_transport *t, struct shunt_completion *out, uint32_t max)
@@ -432,8 +441,7 @@ static uint32_t verbs_poll(struct shunt_transport *t, struct shunt_completion *o
     }
     drain(t);
     look_around(t);
-    for (uint64_t peers = t->waiting; peers; peers &= peers - 1)
-        verbs_post_puts(t, (uint32_t)__builtin_ctzll(peers));
+    post_waiting(t);
     hand_out(t, &sink);
     return sink.count;
 }
@@ -461,6 +469,7 @@ static uint32_t verbs_prepare(struct shunt_transport *t, struct pollfd *fds, uin
         ibv_req_notify_cq(t->rails[r].cq, 0);
     }
     drain(t);
+    post_waiting(t);  /* credit may have come; what this completes raises an event */
     t->looked_ns = 0; /* whatever wakes the sleeper is looked at */
     if (is_anything_ready(t) && !t->ready_told)
         t->ready_told = write(t->ready_fd, &one, sizeof(one)) == sizeof(one);

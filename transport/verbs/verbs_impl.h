@@ -36,6 +36,7 @@
 struct verbs_block {
     unsigned char *base;
     uint64_t bytes;
+    bool of_device; /* the processor may not be able to read it */
     struct ibv_mr *mrs[VERBS_RAILS_MAX];
 };
 
@@ -49,12 +50,14 @@ struct verbs_rail {
     union ibv_gid gid;
     enum ibv_mtu mtu;
     uint64_t write_max; /* bytes of one work request */
+    bool software;      /* the device is emulated */
     char label[64];     /* "mlx5_0 port 1" */
 };
 
 /* What a queue pair is told of its partner; see connect.c for the whole word. */
 struct verbs_word_rail {
-    uint32_t qpn, psn, mtu, zero;
+    uint32_t qpn, psn, mtu;
+    uint32_t software; /* 1: the device is emulated */
     uint8_t gid[16];
     uint32_t rkeys[VERBS_INBOX_BLOCKS_MAX];
 };
@@ -180,6 +183,7 @@ int verbs_connect(struct shunt_transport *t, const struct shunt_patience *patien
 /* post.c */
 void verbs_post_receive(struct shunt_transport *t, uint32_t peer, uint32_t rail);
 void verbs_post_puts(struct shunt_transport *t, uint32_t peer);
+/* Says what has been released, as far as the send queue has room. */
 void verbs_post_credit(struct shunt_transport *t, uint32_t peer);
 
 #endif
