@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "runtime/base/clock.h"
@@ -15,12 +16,31 @@
 
 /* A stranger who connects and stays silent holds a place no longer than this. */
 #define STRANGER_TIMEOUT_NS (5 * SHUNT_NS_PER_S)
-/* Connections accepted and not yet known, beyond those the rack needs. */
-#define STRANGERS_MAX 16u
+/* One that has begun to speak keeps its place so long, however many others want it. */
+#define STRANGER_GRACE_NS (1 * SHUNT_NS_PER_S)
+/* Connections accepted and not yet known, beyond those the rack needs: so many, and no more than a
+ * part of the descriptors this process may have. */
+#define STRANGERS_MAX     256u
+#define STRANGERS_MIN     16u
+#define STRANGERS_DIVISOR 8u
+/* Of those that wait at the door, how many are let in between two looks at the others. */
+#define ACCEPTS_MAX 32u
 
 #define KEY_REMEDY                                                                                 \
     "other machines need a key: (umask 077; openssl rand -hex 32 > shunt.key), the same file on "  \
     "every node, and --key-file shunt.key"
+
+static uint32_t strangers_max(void)
+{
+    struct rlimit limit = {0};
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_cur / STRANGERS_DIVISOR >= STRANGERS_MAX)
+        return STRANGERS_MAX;
+    return limit.rlim_cur / STRANGERS_DIVISOR > STRANGERS_MIN
+               ? (uint32_t)(limit.rlim_cur / STRANGERS_DIVISOR)
+               : STRANGERS_MIN;
+}
 
 /* ---- who is there and who is not */
 
@@ -191,10 +211,24 @@ static int check_joined(const struct shunt_joining *j, uint32_t first, struct sh
     return 0;
 }
 
-/* Whoever has been a stranger for longest makes room. */
+/* Whether `c` makes room before `other`: who has said nothing before who has, and of these whoever
+ * has been a stranger for longer. A flood of silent connections so drowns in itself, while one that
+ * speaks at once is heard. */
+static bool goes_first(const struct shunt_connection *c, const struct shunt_connection *other)
+{
+    bool silent = c->state == SHUNT_JOIN_OPENING;
+
+    if (!other)
+        return true;
+    if (silent != (other->state == SHUNT_JOIN_OPENING))
+        return silent;
+    return c->since_ns < other->since_ns;
+}
+
+/* Return: NULL when everybody there has spoken, and a moment ago. */
 static struct shunt_connection *find_room(struct shunt_joining *j)
 {
-    struct shunt_connection *oldest = NULL;
+    struct shunt_connection *first = NULL;
 
     for (uint32_t i = 0; i < j->connection_max; i++) {
         struct shunt_connection *c = &j->connections[i];
@@ -203,15 +237,18 @@ static struct shunt_connection *find_room(struct shunt_joining *j)
             continue;
         if (c->state == SHUNT_JOIN_UNUSED)
             return c;
-        if (!oldest || c->since_ns < oldest->since_ns)
-            oldest = c;
+        if (goes_first(c, first))
+            first = c;
     }
-    if (oldest)
-        shunt_join_drop(oldest);
-    return oldest;
+    if (!first || (first->state != SHUNT_JOIN_OPENING &&
+                   shunt_now_ns() - first->since_ns < STRANGER_GRACE_NS))
+        return NULL;
+    shunt_join_drop(first);
+    return first;
 }
 
-static void accept_one(struct shunt_joining *j)
+/* Return: false when nobody else waits. */
+static bool accept_one(struct shunt_joining *j)
 {
     int fd = accept4(j->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     struct shunt_connection *c;
@@ -220,17 +257,24 @@ static void accept_one(struct shunt_joining *j)
     if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM))
         j->socket_errno = errno;
     if (fd < 0)
-        return;
+        return false;
     c = find_room(j);
     if (!c) {
         close(fd);
-        return;
+        return true;
     }
     c->state = SHUNT_JOIN_OPENING;
     c->stream = (struct shunt_stream){.fd = fd};
     c->kind = SHUNT_STREAM_CONTROL;
     c->since_ns = shunt_now_ns();
     c->deadline_ns = c->since_ns + STRANGER_TIMEOUT_NS;
+    return true;
+}
+
+static void accept_some(struct shunt_joining *j)
+{
+    for (uint32_t i = 0; i < ACCEPTS_MAX && accept_one(j); i++)
+        ;
 }
 
 static bool may_connect(const struct shunt_joining *j, const struct shunt_connection *c)
@@ -330,7 +374,7 @@ static int turn(struct shunt_joining *j, struct shunt_error *err)
         return shunt_error_set(err, -ECANCELED, "told to stop while joining the rack");
     rc = advance_ready(j, err);
     if (!rc && j->fds[0].revents)
-        accept_one(j);
+        accept_some(j);
     /* Last: one that has met us all, and found then that it must end, has gone in good order. */
     if (!rc && (j->controls_missing > 0 || j->data_missing > 0))
         rc = check_joined(j, watched, err);
@@ -405,7 +449,7 @@ static int refuse_twins(const struct shunt_joining *j, struct shunt_error *err)
 
 static int backlog(const struct shunt_joining *j)
 {
-    return (int)(2 * j->cfg->node_count + STRANGERS_MAX);
+    return (int)j->connection_max;
 }
 
 static int own_address(int fd, struct shunt_address *a, struct shunt_error *err)
@@ -585,7 +629,7 @@ int shunt_join(const struct shunt_rack_config *cfg, struct shunt_mesh *mesh,
     struct shunt_joining j = {
         .cfg = cfg,
         .mesh = mesh,
-        .connection_max = cfg->node_count * SHUNT_STREAMS + STRANGERS_MAX,
+        .connection_max = cfg->node_count * SHUNT_STREAMS + strangers_max(),
         .listen_fd = cfg->listen_fd,
         .deadline_ns = shunt_deadline_ns(cfg->join_timeout_ns),
     };

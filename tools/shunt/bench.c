@@ -21,6 +21,7 @@
 
 #define SIZES_MAX      32u
 #define SERVER_DEFAULT "127.0.0.1:7180"
+#define QPS_MAX        4u
 
 struct bench {
     const char *command; /* "bench link" */
@@ -30,9 +31,11 @@ struct bench {
     char *rack_text; /* --rack, cut at its commas; owned */
     uint32_t rack_count;
     bool has_rank;
-    bool local;       /* --local, or --nodes */
-    uint32_t nodes;   /* --nodes; 0: not given */
-    const char *json; /* --json */
+    bool local;        /* --local, or --nodes */
+    uint32_t nodes;    /* --nodes; 0: not given */
+    const char *json;  /* --json */
+    uint32_t qps;      /* --qps; 0: not given */
+    char devices[256]; /* --ib-dev, as often */
 
     /* link */
     struct shunt_bench_link link;
@@ -46,11 +49,12 @@ struct bench {
 
 static const struct option_help rack_help[] = {
     {"--transport", 0, "tcp|shm|verbs", "how rows travel (default tcp)"},
-    {"--device", 'd', "NAME", "RDMA devices, one rail each: mlx5_0 or mlx5_0:1,mlx5_1:1"},
-    {"--port", 'p', "N", "port of the device"},
+    {"--ib-dev", 'd', "NAME", "RDMA devices, one rail each: mlx5_0 or mlx5_0:1,mlx5_1:1"},
+    {"--ib-port", 'i', "N", "port of the device"},
+    {"--qps", 'q', "N", "queue pairs to a peer, at most 4: --ib-dev as often"},
     {"--gid-index", 'x', "N", "index of its GID"},
     {"--mtu", 'm', "BYTES", "path MTU, 256 to 4096"},
-    {"--tclass", 'R', "N", "traffic class, 0 to 255"},
+    {"--tclass", 0, "N", "traffic class, 0 to 255"},
     {"--key-file", 0, "FILE", "the key of both ends: openssl rand -hex 32"},
     {"--cert", 0, "FILE", "or this node's certificate, with"},
     {"--cert-key", 0, "FILE", "its private key, and"},
@@ -150,9 +154,11 @@ static int rack_option(struct bench *b, const char *name, const char *value)
                                                      : wrong(b, name, value, "no time in seconds");
     if (!strcmp(name, "--transport"))
         return take_transport(b, value);
-    if (!strcmp(name, "--device"))
+    if (!strcmp(name, "--ib-dev"))
         return b->rack.link.device = value, 0;
-    if (!strcmp(name, "--port"))
+    if (!strcmp(name, "--qps"))
+        return take_u32(b, name, value, 1, QPS_MAX, &b->qps);
+    if (!strcmp(name, "--ib-port"))
         return take_u32(b, name, value, 1, 255, &b->rack.link.port);
     if (!strcmp(name, "--gid-index"))
         return take_index(b, name, value, 255, &b->rack.link.gid_index);
@@ -292,6 +298,24 @@ static int dispatch_option(void *ctx, const char *name, const char *value)
 
 /* ---- addresses and processes */
 
+/* Several queue pairs to a peer are rails of the same device. Return: 0 or EXIT_USAGE, said. */
+static int multiply_devices(struct bench *b)
+{
+    size_t len = 0;
+
+    if (b->qps < 2)
+        return 0;
+    if (!b->rack.link.device)
+        return usage_error(b->command, "--qps needs --ib-dev");
+    for (uint32_t i = 0; i < b->qps && len < sizeof(b->devices); i++)
+        len += (size_t)snprintf(b->devices + len, sizeof(b->devices) - len, "%s%s", i ? "," : "",
+                                b->rack.link.device);
+    if (len >= sizeof(b->devices))
+        return usage_error(b->command, "--ib-dev: too long");
+    b->rack.link.device = b->devices;
+    return 0;
+}
+
 /* A socket on a port that the kernel chooses, and its address as text. Return: -1, said. */
 static int listen_anywhere(struct bench *b, uint32_t rank)
 {
@@ -363,7 +387,7 @@ static const char *hardware_text(enum shunt_bench_hardware hardware)
 {
     switch (hardware) {
     case SHUNT_BENCH_HOST:
-        return "this host's processors";
+        return "no RDMA";
     case SHUNT_BENCH_RDMA:
         return "RDMA hardware";
     case SHUNT_BENCH_SOFTWARE_RDMA:
@@ -486,6 +510,8 @@ static int link_between_hosts(struct bench *b)
     b->rack.rank = b->server != NULL;
     b->addresses[0] = b->server ? b->server : b->listen ? b->listen : SERVER_DEFAULT;
     b->addresses[1] = NULL;
+    if (!b->server)
+        fprintf(stderr, "listening on %s\n", b->addresses[0]);
     return be_link(b);
 }
 
@@ -508,6 +534,9 @@ static int bench_link(int argc, char **argv)
         return rc < 0 ? EXIT_DONE : rc;
     if (b.local + (b.server != NULL) + (b.listen != NULL) > 1)
         return usage_error(b.command, "--local, --listen and a server: which?");
+    link_environment(&b.rack.link);
+    if (multiply_devices(&b))
+        return EXIT_USAGE;
     return b.local ? run_local(&b, 2, 1, be_link) : link_between_hosts(&b);
 }
 
@@ -581,6 +610,9 @@ static int run_dispatch(struct bench *b)
     if (b->rack_count && (b->rack_count < 2 || b->rack.rank >= b->rack_count))
         return usage_error(b->command, "--rank %u, but --rack has %u nodes", b->rack.rank,
                            b->rack_count);
+    link_environment(&b->rack.link);
+    if (multiply_devices(b))
+        return EXIT_USAGE;
     if (b->rack_count) {
         b->rack.node_count = b->rack_count;
         return be_dispatch(b);

@@ -85,6 +85,9 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
 void engine_options_init(struct engine_options *o);
 void engine_options_fini(struct engine_options *o);
 
+/* Fills in what is not given and set for NCCL (nccl.c). */
+void link_environment(struct shunt_link_options *link);
+
 /* Checks what only makes sense together; takes the rack of a launcher where neither --rack nor
  * --nodes is given. Return: 0 or EXIT_USAGE. */
 int engine_options_finish(struct engine_options *o, const char *command);

@@ -210,24 +210,23 @@ struct number_option {
     const char *name;
     size_t offset;
     uint64_t min, max;
-    uint32_t bias;        /* the member holds the value plus this, so that 0 is none */
-    const char *variable; /* NCCL's name for it, which gives the default; or NULL */
+    uint32_t bias; /* the member holds the value plus this, so that 0 is none */
 };
 
 #define LINK(member) offsetof(struct shunt_config, link.member)
 
 static const struct number_option numbers[] = {
-    {"--ctx", offsetof(struct shunt_config, context), 1, UINT32_MAX, 0, NULL},
-    {"--chunk", offsetof(struct shunt_config, chunk), 0, 4096, 0, NULL},
-    {"--threads", offsetof(struct shunt_config, threads), 0, 256, 0, NULL},
-    {"--rank", offsetof(struct shunt_config, rank), 0, NODES_MAX - 1, 0, NULL},
-    {"--ib-port", LINK(port), 1, 255, 0, NULL},
-    {"--gid-index", LINK(gid_index), 0, 65535, 1, "NCCL_IB_GID_INDEX"},
-    {"--mtu", LINK(mtu), 256, 4096, 0, NULL},
-    {"--tclass", LINK(tclass), 0, 255, 1, "NCCL_IB_TC"},
-    {"--sl", LINK(sl), 0, 7, 1, "NCCL_IB_SL"},
-    {"--qp-timeout", LINK(qp_timeout), 1, 31, 0, "NCCL_IB_TIMEOUT"},
-    {"--retry-count", LINK(retry_count), 0, 7, 1, "NCCL_IB_RETRY_CNT"},
+    {"--ctx", offsetof(struct shunt_config, context), 1, UINT32_MAX, 0},
+    {"--chunk", offsetof(struct shunt_config, chunk), 0, 4096, 0},
+    {"--threads", offsetof(struct shunt_config, threads), 0, 256, 0},
+    {"--rank", offsetof(struct shunt_config, rank), 0, NODES_MAX - 1, 0},
+    {"--ib-port", LINK(port), 1, 255, 0},
+    {"--gid-index", LINK(gid_index), 0, 65535, 1},
+    {"--mtu", LINK(mtu), 256, 4096, 0},
+    {"--tclass", LINK(tclass), 0, 255, 1},
+    {"--sl", LINK(sl), 0, 7, 1},
+    {"--qp-timeout", LINK(qp_timeout), 1, 31, 0},
+    {"--retry-count", LINK(retry_count), 0, 7, 1},
 };
 
 struct seconds_option {
@@ -278,38 +277,6 @@ static int number_option(char *cfg, const char *command, const struct number_opt
     number += option->bias;
     memcpy(cfg + option->offset, &(uint32_t){(uint32_t)number}, sizeof(uint32_t));
     return 1;
-}
-
-/* NCCL's list of devices: "mlx5_0:1,mlx5_1", "=mlx5_0"; "^..." says which not to use, and then the
- * choice stays with the library. */
-static const char *device_from_environment(void)
-{
-    const char *list = getenv("NCCL_IB_HCA");
-
-    if (!list || list[0] == '\0' || list[0] == '^')
-        return NULL;
-    return list + (list[0] == '=');
-}
-
-/* What people have set for NCCL on the same rack stands in for options that are not given. Only the
- * command looks there. */
-static int take_environment(struct shunt_config *cfg, const char *command)
-{
-    if (!cfg->link.device)
-        cfg->link.device = device_from_environment();
-    for (size_t i = 0; i < COUNT(numbers); i++) {
-        struct number_option named = numbers[i];
-        const char *value = named.variable ? getenv(named.variable) : NULL;
-        uint32_t given;
-
-        memcpy(&given, (char *)cfg + named.offset, sizeof(given));
-        if (given || !value || !*value)
-            continue;
-        named.name = named.variable;
-        if (number_option((char *)cfg, command, &named, value) < 0)
-            return -1;
-    }
-    return 0;
 }
 
 static int seconds_option(char *cfg, const char *command, const struct seconds_option *option,
@@ -481,8 +448,7 @@ int engine_options_finish(struct engine_options *o, const char *command)
 {
     if (!o->model)
         return usage_error(command, "no model: -m FILE");
-    if (take_environment(&o->cfg, command))
-        return EXIT_USAGE;
+    link_environment(&o->cfg.link);
     if (o->has_rank != (o->rack_count > 0))
         return usage_error(command, "--rank and --rack belong together");
     if (o->nodes && o->rack_count)
