@@ -142,6 +142,28 @@ Test(verbs, says_which_queue_pair_failed_and_why)
     mesh_close(&m);
 }
 
+/* A put of several writes, of which one fails that asked for no completion: it is this peer's. */
+Test(verbs, blames_the_peer_that_failed_and_no_other, .timeout = 60)
+{
+    const uint64_t inboxes[] = {20u << 20, 20u << 20, 20u << 20};
+    struct shunt_transport *t;
+    struct shunt_completion c;
+    struct mesh m;
+
+    mesh_open(&m, &verbs, 3, inboxes, false);
+    t = m.nodes[1].t;
+    for (uint32_t r = 0; r < t->rail_count; r++)
+        t->peers[2].word.rails[r].rkeys[0] ^= 0x5a5a;
+    cr_assert_eq(verbs.ops->put(t, 2, mesh_room(20u << 20), 20u << 20, 0, 1), 0);
+    c = mesh_next(&m, 1);
+    cr_assert(c.event == SHUNT_TRANSPORT_LOST && c.peer == 2, "event %d of %u: %s", c.event, c.peer,
+              c.reason ? c.reason : "");
+    cr_expect(strstr(c.reason, "remote access error"), "%s", c.reason);
+    cr_assert_eq(verbs.ops->put(t, 0, mesh_room(20u << 20), 20u << 20, 0, 2), 0);
+    mesh_expect_sent(&m, 1, 0, 2);
+    mesh_close(&m);
+}
+
 /* Nothing of the rest of a node's memory can be written with a key that a peer was told. */
 Test(verbs, opens_nothing_but_the_inbox_to_writes)
 {
