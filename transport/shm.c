@@ -499,7 +499,8 @@ static int shm_open_transport(struct shunt_transport **out,
     t->inbox_bytes = cfg->inbox.bytes;
     t->put_timeout_ns = cfg->put_timeout_ns;
     t->memory_count = cfg->memory_count;
-    memcpy(t->memory, cfg->memory, cfg->memory_count * sizeof(*cfg->memory));
+    if (cfg->memory_count > 0)
+        memcpy(t->memory, cfg->memory, cfg->memory_count * sizeof(*cfg->memory));
     for (uint32_t i = 0; i < cfg->node_count; i++) {
         struct peer *p = &t->peers[i];
 

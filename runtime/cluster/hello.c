@@ -62,6 +62,8 @@ void shunt_answer_refuse(struct shunt_message_head *head)
 
 /* ---- comparing */
 
+#define FLAGS (SHUNT_HELLO_SERVE_ONLY | SHUNT_HELLO_ENCRYPT | SHUNT_HELLO_RENDEZVOUS)
+
 static void print_hex(char out[33], const uint8_t bytes[16])
 {
     for (uint32_t i = 0; i < 16; i++)
@@ -204,6 +206,9 @@ int shunt_hello_check(const struct shunt_hello *theirs, const struct shunt_hello
 
     if (rc)
         return rc;
+    if (theirs->zero || theirs->flags & ~FLAGS)
+        return shunt_error_set(err, -EPROTO, "%s says something that shunt %s does not know", who,
+                               shunt_version());
     if (theirs->node_count != ours->node_count)
         return shunt_error_set(err, -EPROTO,
                                "%s belongs to a rack of %u nodes, this node to one of %u; give "

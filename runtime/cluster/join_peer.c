@@ -34,6 +34,7 @@ static void label_of(const struct shunt_joining *j, uint32_t rank, char *label, 
 void shunt_join_drop(struct shunt_connection *c)
 {
     shunt_stream_close(&c->stream);
+    explicit_bzero(&c->message, sizeof(c->message)); /* a token, a key */
     c->state = SHUNT_JOIN_UNUSED;
     c->admitted = false;
 }

@@ -25,7 +25,7 @@ def configure(*options):
         return done.stdout, {t['name'] for t in json.loads(targets)}
 
 
-FUZZERS = {'fuzz-' + door for door in ('control', 'gguf', 'hello', 'join', 'planning', 'tcp', 'wire')}
+FUZZERS = {'fuzz-' + door for door in ('control', 'gguf', 'hello', 'join', 'planning', 'shm', 'tcp', 'wire')}
 said, names = configure('-Dtests=disabled', '-Dfuzzers=true')
 if not FUZZERS <= names:
     sys.exit(f'-Dtests=disabled -Dfuzzers=true builds {names}')

@@ -651,6 +651,8 @@ static int verbs_open(struct shunt_transport **out, const struct shunt_transport
     }
     rc = build(t, cfg, err);
     if (rc) {
+        /* Where a queue pair stays, so do its registrations, which keep the pages from any other
+         * use, whatever the caller then does with the addresses. */
         verbs_close(t);
         return rc;
     }
