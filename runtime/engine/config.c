@@ -132,7 +132,7 @@ static int resolve_transports(struct shunt_options *o, struct shunt_error *err)
     const uint32_t tcp = 1u << SHUNT_TRANSPORT_TCP;
     struct choice choices[1 + SHUNT_TRANSPORT_KINDS] = {{"auto", SHUNT_TRANSPORT_KINDS}};
     uint32_t count = 1;
-    int kind, rc;
+    int kind = 0, rc;
 
     for (uint32_t k = 0; k < SHUNT_TRANSPORT_KINDS; k++) {
         const struct shunt_transport_ops *ops = shunt_transport_get((enum shunt_transport_kind)k);
