@@ -32,3 +32,12 @@ void shunt_transport_names(uint32_t kinds, char *text, size_t bytes)
         if (kinds >> k & 1)
             len += (size_t)snprintf(text + len, bytes - len, "%s%s", len > 0 ? ", " : "", names[k]);
 }
+
+void shunt_transport_drop_streams(const struct shunt_transport_config *cfg)
+{
+    for (uint32_t i = 0; i < cfg->node_count; i++) {
+        struct shunt_stream stream = cfg->streams[i];
+
+        shunt_stream_close(&stream);
+    }
+}

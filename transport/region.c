@@ -55,6 +55,16 @@ int shunt_regions_check(const struct shunt_transport_config *cfg, const char *tr
     return rc;
 }
 
+int shunt_region_map_inbox(struct shunt_region *inbox, struct shunt_arena *arena, uint64_t bytes,
+                           bool shared, struct shunt_error *err)
+{
+    *inbox = (struct shunt_region){.bytes = bytes, .fd = -1};
+    if (!shared)
+        return shunt_arena_alloc(arena, bytes, "the inbox", &inbox->base, err);
+    inbox->kind = SHUNT_REGION_SHARED;
+    return shunt_arena_alloc_shared(arena, bytes, "the inbox", &inbox->base, &inbox->fd, err);
+}
+
 bool shunt_regions_hold(const struct shunt_region *regions, uint32_t count, const void *src,
                         uint64_t bytes)
 {

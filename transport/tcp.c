@@ -150,8 +150,7 @@ static int tcp_open(struct shunt_transport **out, const struct shunt_transport_c
     int rc;
 
     if (!t) {
-        for (uint32_t i = 0; i < cfg->node_count; i++)
-            shunt_stream_close(&(struct shunt_stream){cfg->streams[i].fd, cfg->streams[i].tls});
+        shunt_transport_drop_streams(cfg);
         return shunt_error_set(err, -ENOMEM, "out of memory or descriptors for the tcp transport");
     }
     t->rank = cfg->rank;

@@ -142,6 +142,9 @@ const struct shunt_transport_ops *shunt_transport_get(enum shunt_transport_kind 
 /* "tcp, verbs", for a mask of kinds. */
 void shunt_transport_names(uint32_t kinds, char *text, size_t bytes);
 
+/* Closes the streams of an open that fails before it has a place to keep them. */
+void shunt_transport_drop_streams(const struct shunt_transport_config *cfg);
+
 extern const struct shunt_transport_ops shunt_transport_tcp;
 extern const struct shunt_transport_ops shunt_transport_shm;
 extern const struct shunt_transport_ops shunt_transport_verbs;

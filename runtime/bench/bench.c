@@ -7,6 +7,7 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/bench/bench_impl.h"
+#include "transport/region.h"
 
 /* Released in lots, as a receiver that reads its puts would: not a word for each. */
 #define RELEASE_EVERY (SHUNT_TRANSPORT_WINDOW / 4)
@@ -101,14 +102,7 @@ static int map_memory(struct shunt_bench_node *b, uint64_t memory_bytes, struct 
     void *base;
     int rc;
 
-    b->inbox = (struct shunt_region){.bytes = inbox_bytes, .fd = -1};
-    if (b->ops->needs_shared_inbox) {
-        b->inbox.kind = SHUNT_REGION_SHARED;
-        rc = shunt_arena_alloc_shared(&b->arena, inbox_bytes, "the inbox", &b->inbox.base,
-                                      &b->inbox.fd, err);
-    } else {
-        rc = shunt_arena_alloc(&b->arena, inbox_bytes, "the inbox", &b->inbox.base, err);
-    }
+    rc = shunt_region_map_inbox(&b->inbox, &b->arena, inbox_bytes, b->ops->needs_shared_inbox, err);
     if (!rc)
         rc = shunt_arena_alloc(&b->arena, memory_bytes, "the messages", &base, err);
     if (rc)

@@ -63,9 +63,7 @@ static int resolve(struct shunt_address *address, const char *text, int flags,
                                "rack address '%s': expected host:port or [v6-address]:port", text);
     if (!is_port(port))
         return shunt_error_set(err, -EINVAL,
-                               "rack address '%s': the port is no number from 1 to "
-                               "65535",
-                               text);
+                               "rack address '%s': the port is no number from 1 to 65535", text);
     rc = getaddrinfo(host, port, &hints, &found);
     if (rc)
         return shunt_error_set(err, -EINVAL, "rack address '%s': %s", text, gai_strerror(rc));

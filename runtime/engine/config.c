@@ -109,6 +109,7 @@ static bool has_rdma(const struct shunt_config *c)
 
     if (c->node_count < 2 || !c->rack || !c->rack[c->rank] ||
         shunt_address_parse(&address, c->rack[c->rank], NULL) ||
+        shunt_address_is_loopback(&address) ||
         getnameinfo((const struct sockaddr *)&address.addr, address.len, text, sizeof(text), NULL,
                     0, NI_NUMERICHOST))
         return false;

@@ -13,6 +13,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/thread.h"
 #include "runtime/engine/engine_impl.h"
+#include "transport/region.h"
 
 /* Of a node's slots, what a placement may fill: the rest lets other experts pass through. */
 #define PLACED_SHARE_NUM 7u
@@ -250,17 +251,12 @@ static int open_store(struct shunt *e, struct shunt_error *err)
     return shunt_store_open(&e->store, &e->arena, &cfg, err);
 }
 
-/* A piece of its own: the only one that peers write. */
 static int place_inbox(struct shunt *e, struct shunt_region *inbox, struct shunt_error *err)
 {
     const bool shared = e->node_count > 1 && e->options.transport->needs_shared_inbox;
-    const uint64_t bytes = shunt_exchange_inbox_bytes(&e->exchange.cfg, e->rank);
 
-    *inbox = (struct shunt_region){.bytes = bytes, .fd = -1};
-    if (!shared)
-        return shunt_arena_alloc(&e->arena, bytes, "the inbox", &inbox->base, err);
-    inbox->kind = SHUNT_REGION_SHARED;
-    return shunt_arena_alloc_shared(&e->arena, bytes, "the inbox", &inbox->base, &inbox->fd, err);
+    return shunt_region_map_inbox(
+        inbox, &e->arena, shunt_exchange_inbox_bytes(&e->exchange.cfg, e->rank), shared, err);
 }
 
 static int place_memory(struct shunt *e, const uint32_t *rows_max, struct shunt_error *err)

@@ -101,12 +101,11 @@ def contract(lab, rails):
     program = lab.build / 'tests' / 'test-transport-verbs'
     if not program.exists():
         raise Skip(f'no {program.name} in the build: it is without verbs, or Criterion')
-    with lab.guests(1, f'export SHUNT_TEST_RDMA_DEVICES={shlex.quote(RAILS[rails])}',
-                    '[ "$SHUNT_TEST_RDMA_DEVICES" ] || unset SHUNT_TEST_RDMA_DEVICES',
-                    f'{shlex.quote(str(program))} -j1 --tap || exit',
+    devices = {'SHUNT_TEST_RDMA_DEVICES': RAILS[rails]} if RAILS[rails] else {}
+    with lab.guests(1, f'{shlex.quote(str(program))} -j1 --tap || exit',
                     # Credit keeps a receive for whatever comes: nobody is ever told to try again.
                     'cat /sys/class/infiniband/*/ports/1/hw_counters/rcvd_rnr_err >/run/lab/rnr',
-                    cpus=2, rails=2 if RAILS[rails] else 1) as guests:
+                    cpus=2, rails=2 if devices else 1, env=devices) as guests:
         ended(guests, [0])
         text = guests.text(0, 'stdout')
         check(re.search(r'^ok ', text, re.M) and not re.search(r'^not ok|# SKIP', text, re.M), text)

@@ -3,13 +3,11 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <infiniband/verbs.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#define GIDS_MAX     512
-#define MTU_BYTES(m) (128u << (m))
+#include "transport/verbs/verbs_impl.h"
 
 bool verbs_is_software(const char *device)
 {
@@ -43,16 +41,15 @@ static bool takes_dmabuf(struct ibv_context *device)
 
 static void find_address(struct ibv_context *device, struct verbs_port *p)
 {
-    static const uint8_t v4_prefix[12] = {[10] = 0xff, [11] = 0xff};
-    struct ibv_gid_entry entries[GIDS_MAX];
-    ssize_t n = ibv_query_gid_table(device, entries, GIDS_MAX, 0);
+    struct ibv_gid_entry entries[VERBS_GIDS_MAX];
+    ssize_t n = ibv_query_gid_table(device, entries, VERBS_GIDS_MAX, 0);
 
     for (ssize_t i = 0; i < n; i++) {
         const uint8_t *gid = entries[i].gid.raw;
 
         if (entries[i].port_num != p->port || entries[i].gid_type != IBV_GID_TYPE_ROCE_V2)
             continue;
-        if (!memcmp(gid, v4_prefix, sizeof(v4_prefix))) {
+        if (verbs_gid_has_ipv4(&entries[i].gid)) {
             inet_ntop(AF_INET, gid + 12, p->address, sizeof(p->address));
             return;
         }
@@ -75,7 +72,7 @@ static void describe(struct ibv_context *device, uint8_t port, bool dmabuf, stru
         return;
     }
     snprintf(p->state, sizeof(p->state), "%s", ibv_port_state_str(attr.state));
-    p->mtu = MTU_BYTES(attr.active_mtu);
+    p->mtu = verbs_mtu_bytes(attr.active_mtu);
     find_address(device, p);
     p->usable = attr.state == IBV_PORT_ACTIVE && attr.link_layer == IBV_LINK_LAYER_ETHERNET &&
                 p->address[0];

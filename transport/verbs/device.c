@@ -18,9 +18,7 @@
 #include "transport/verbs/verbs_impl.h"
 
 #define RESOLVE_MS    2000
-#define GIDS_MAX      512
 #define WRITE_MAX     (1ull << 30)
-#define MTU_BYTES(m)  (128u << (m)) /* of enum ibv_mtu */
 #define GID_CHOSEN(l) ((l)->gid_index > 0)
 
 /* ---- rdma_cm */
@@ -105,21 +103,13 @@ static bool is_zero(const union ibv_gid *gid)
     return !memcmp(gid, &zero, sizeof(zero));
 }
 
-/* A GID that carries an IPv4 address is the one that racks route. */
-static bool has_ipv4(const union ibv_gid *gid)
-{
-    static const uint8_t prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-
-    return !memcmp(gid->raw, prefix, sizeof(prefix));
-}
-
 /* The RoCE v2 GID of the port: the one asked for, else that of the route, else the first with an
  * IPv4 address. */
 static int choose_gid(struct verbs_rail *rail, const struct shunt_link_options *link,
                       const union ibv_gid *wanted, struct shunt_error *err)
 {
-    struct ibv_gid_entry entries[GIDS_MAX];
-    ssize_t n = ibv_query_gid_table(rail->device, entries, GIDS_MAX, 0);
+    struct ibv_gid_entry entries[VERBS_GIDS_MAX];
+    ssize_t n = ibv_query_gid_table(rail->device, entries, VERBS_GIDS_MAX, 0);
     const struct ibv_gid_entry *found = NULL;
 
     for (ssize_t i = 0; i < n && !found; i++) {
@@ -128,7 +118,7 @@ static int choose_gid(struct verbs_rail *rail, const struct shunt_link_options *
         if (e->port_num != rail->port || e->gid_type != IBV_GID_TYPE_ROCE_V2)
             continue;
         if (GID_CHOSEN(link)  ? e->gid_index == link->gid_index - 1
-            : is_zero(wanted) ? has_ipv4(&e->gid)
+            : is_zero(wanted) ? verbs_gid_has_ipv4(&e->gid)
                               : !memcmp(&e->gid, wanted, sizeof(*wanted)))
             found = e;
     }
@@ -155,7 +145,7 @@ static int choose_mtu(struct verbs_rail *rail, const struct shunt_link_options *
     if (link->mtu == 0)
         return 0;
     for (enum ibv_mtu m = IBV_MTU_256; m <= active; m++) {
-        if (MTU_BYTES(m) != link->mtu)
+        if (verbs_mtu_bytes(m) != link->mtu)
             continue;
         rail->mtu = m;
         return 0;
@@ -163,7 +153,7 @@ static int choose_mtu(struct verbs_rail *rail, const struct shunt_link_options *
     return shunt_error_set(err, -EINVAL,
                            "verbs: an MTU of %" PRIu32 " (--mtu) is not possible: %s can 256, 512, "
                            "... up to %u; more needs a larger MTU of its network interface",
-                           link->mtu, rail->label, MTU_BYTES(active));
+                           link->mtu, rail->label, verbs_mtu_bytes(active));
 }
 
 static int check_port(struct verbs_rail *rail, const struct shunt_link_options *link,
@@ -297,7 +287,7 @@ static bool gid_of_socket(int fd, union ibv_gid *gid)
 /* Without rdma_cm: the port that has the address of this socket. */
 static bool search_gid_tables(int fd, struct place *place)
 {
-    struct ibv_gid_entry entries[GIDS_MAX];
+    struct ibv_gid_entry entries[VERBS_GIDS_MAX];
     int count = 0;
     struct ibv_device **list;
     bool found = false;
@@ -307,7 +297,7 @@ static bool search_gid_tables(int fd, struct place *place)
     list = ibv_get_device_list(&count);
     for (int i = 0; i < count && !found; i++) {
         struct ibv_context *device = ibv_open_device(list[i]);
-        ssize_t n = device ? ibv_query_gid_table(device, entries, GIDS_MAX, 0) : 0;
+        ssize_t n = device ? ibv_query_gid_table(device, entries, VERBS_GIDS_MAX, 0) : 0;
 
         for (ssize_t g = 0; g < n && !found; g++) {
             if (entries[g].gid_type != IBV_GID_TYPE_ROCE_V2 ||

@@ -29,8 +29,7 @@ static int no_open(struct shunt_transport **t, const struct shunt_transport_conf
                    struct shunt_error *err)
 {
     (void)t;
-    for (uint32_t i = 0; i < cfg->node_count; i++)
-        shunt_stream_close(&(struct shunt_stream){cfg->streams[i].fd, cfg->streams[i].tls});
+    shunt_transport_drop_streams(cfg);
     return shunt_error_set(err, -ENOTSUP, "verbs: %s", shunt_transport_verbs.absent);
 }
 

@@ -626,8 +626,7 @@ static int verbs_open(struct shunt_transport **out, const struct shunt_transport
     int rc;
 
     if (!t || !peers || !memory) {
-        for (uint32_t i = 0; i < cfg->node_count; i++)
-            shunt_stream_close(&(struct shunt_stream){cfg->streams[i].fd, cfg->streams[i].tls});
+        shunt_transport_drop_streams(cfg);
         free(t);
         free(peers);
         free(memory);

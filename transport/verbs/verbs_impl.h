@@ -14,6 +14,7 @@
 #define SHUNT_TRANSPORT_VERBS_IMPL_H
 
 #include <infiniband/verbs.h>
+#include <string.h>
 
 #include "transport/transport.h"
 
@@ -157,6 +158,22 @@ enum verbs_work { VERBS_PUT = 1, VERBS_PART, VERBS_CREDIT, VERBS_RECEIVE };
 static inline uint64_t verbs_id(enum verbs_work work, uint32_t peer, uint32_t rail, uint32_t sends)
 {
     return (uint64_t)work << 48 | (uint64_t)rail << 40 | (uint64_t)peer << 32 | sends;
+}
+
+/* Entries of a GID table that are looked at. */
+#define VERBS_GIDS_MAX 512
+
+static inline uint32_t verbs_mtu_bytes(enum ibv_mtu mtu)
+{
+    return 128u << mtu;
+}
+
+/* A GID that carries an IPv4 address is the one that racks route. */
+static inline bool verbs_gid_has_ipv4(const union ibv_gid *gid)
+{
+    static const uint8_t prefix[12] = {[10] = 0xff, [11] = 0xff};
+
+    return !memcmp(gid->raw, prefix, sizeof(prefix));
 }
 
 /* The peer is gone, with a reason as printf words it; said by the next poll. */
