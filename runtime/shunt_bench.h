@@ -68,8 +68,8 @@ SHUNT_API void shunt_bench_link_init(struct shunt_bench_link *link);
 
 struct shunt_bench_link_result {
     uint64_t bytes;
-    /* Latency: half of the time from before a put until its answer, a put of the same size, has
-     * ARRIVED. */
+    /* Latency: half of the time of a put and its answer, a put of the same size, until that has
+     * ARRIVED. One follows the other, and where one's time ends the next one's begins. */
     struct shunt_bench_times latency;
     /* Bandwidth: from before the first put until the peer's word that the last has ARRIVED. */
     uint64_t messages;

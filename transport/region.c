@@ -64,16 +64,3 @@ int shunt_region_map_inbox(struct shunt_region *inbox, struct shunt_arena *arena
     inbox->kind = SHUNT_REGION_SHARED;
     return shunt_arena_alloc_shared(arena, bytes, "the inbox", &inbox->base, &inbox->fd, err);
 }
-
-bool shunt_regions_hold(const struct shunt_region *regions, uint32_t count, const void *src,
-                        uint64_t bytes)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        uintptr_t off = (uintptr_t)src - (uintptr_t)regions[i].base;
-
-        if ((uintptr_t)src >= (uintptr_t)regions[i].base && bytes <= regions[i].bytes &&
-            off <= regions[i].bytes - bytes)
-            return true;
-    }
-    return bytes == 0;
-}

@@ -26,7 +26,17 @@ int shunt_region_map_inbox(struct shunt_region *inbox, struct shunt_arena *arena
                            bool shared, struct shunt_error *err);
 
 /* True when [src, src + bytes) lies within one of the regions; of no bytes, always. */
-bool shunt_regions_hold(const struct shunt_region *regions, uint32_t count, const void *src,
-                        uint64_t bytes);
+static inline bool shunt_regions_hold(const struct shunt_region *regions, uint32_t count,
+                                      const void *src, uint64_t bytes)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        /* Wraps to more than any region has where src lies before it. */
+        uintptr_t off = (uintptr_t)src - (uintptr_t)regions[i].base;
+
+        if (bytes <= regions[i].bytes && off <= regions[i].bytes - bytes)
+            return true;
+    }
+    return bytes == 0;
+}
 
 #endif

@@ -57,17 +57,8 @@ _Static_assert((RING & (RING - 1)) == 0, "the numbers of puts wrap");
 
 /* ---- shared memory */
 
-/* A put that is there. One cache line each: the sender writes one while the receiver reads another.
- * `number` counts the puts of the pair from 1 and is stored last, so that whoever has
- * seen it sees the rest of the line and the bytes in the inbox. A slot is written again
- * only after the receiver has released it, so the ring is never full. */
-struct announcement {
-    _Alignas(SHUNT_CACHE_LINE) _Atomic uint32_t number;
-    _Atomic uint32_t imm;
-    _Atomic uint64_t bytes;
-};
-
-/* What one node says to one peer. Each word is written by that node only. */
+/* What one node says to one peer. Each word is written by that node only, and each that the peer
+ * polls or seldom sees change has a line of its own. */
 struct channel {
     uint8_t nonce[NONCE_BYTES];     /* that of its word: this is the memory that was meant */
     uint64_t inbox_dev, inbox_node; /* so is this inbox */
@@ -75,16 +66,24 @@ struct channel {
      * loaded before new bytes are put over them. */
     _Alignas(SHUNT_CACHE_LINE) _Atomic uint32_t released;
     /* Odd while this node sleeps or is about to. See fall_asleep. The peer looks at it after each
-     * put: on a line that seldom changes. */
+     * put. */
     _Alignas(SHUNT_CACHE_LINE) _Atomic uint32_t sleeps;
-    struct announcement ring[RING];
+    /* The put announced last: number << 32 | imm, where numbers count the puts of the pair from 1.
+     * Whoever has seen the number sees the bytes in the inbox. One word and always the same line:
+     * between two stores a peer that polls would take the line away, and a line that it has not
+     * polled lately comes later. */
+    _Alignas(SHUNT_CACHE_LINE) _Atomic uint64_t newest;
+    /* Put n's imm at n % RING, for a peer that sees a newer one first: stored after the one and
+     * before the other, when nobody waits for it. Written again only after the peer has released
+     * put n. */
+    _Alignas(SHUNT_CACHE_LINE) _Atomic uint32_t imms[RING];
 };
 _Static_assert(sizeof(struct channel) <= PAGE, "a channel is a page");
 
 /* ---- the stream */
 
 #define WORD_MAGIC   0x4d485353u /* "SSHM" */
-#define WORD_VERSION 1u
+#define WORD_VERSION 2u
 
 /*  0       4         8     12           16         20   24           32            40      56
  *  | magic | version | pid | channel fd | inbox fd | 0  | inbox off  | inbox bytes | nonce | */
@@ -143,7 +142,6 @@ struct peer {
 
 struct shunt_transport {
     uint32_t rank, node_count;
-    uint64_t inbox_bytes;
     int64_t put_timeout_ns;
     struct shunt_region *memory; /* [memory_count] */
     uint32_t memory_count;
@@ -495,7 +493,6 @@ static int shm_open_transport(struct shunt_transport **out,
     }
     t->rank = cfg->rank;
     t->node_count = cfg->node_count;
-    t->inbox_bytes = cfg->inbox.bytes;
     t->put_timeout_ns = cfg->put_timeout_ns;
     t->memory_count = cfg->memory_count;
     if (cfg->memory_count > 0)
@@ -528,7 +525,7 @@ static void count_sleep(struct peer *p)
 
 /* After something was stored for the peer. Either it sees that before it sleeps, or we see here
  * that it sleeps: of two that each store and then load, with seq_cst, one sees the other's store.
- * The stores are `number` and `released` here and `sleeps` in count_sleep. A sleep is ended once.
+ * The stores are `newest` and `released` here and `sleeps` in count_sleep. A sleep is ended once.
  */
 static void wake(struct peer *p)
 {
@@ -569,14 +566,27 @@ static bool has_credit(struct peer *p)
 
 static void announce(struct peer *p, const struct open_put *put)
 {
-    struct announcement *a = &p->to->ring[p->number % RING];
+    uint32_t number = ++p->number;
 
-    atomic_store_explicit(&a->imm, put->imm, memory_order_relaxed);
-    atomic_store_explicit(&a->bytes, put->bytes, memory_order_relaxed);
-    /* Releases what is above to next_arrival; seq_cst for wake. */
-    atomic_store_explicit(&a->number, ++p->number, memory_order_seq_cst);
+    /* Releases the bytes, and the imms before this one, to newest_of; seq_cst for wake. */
+    atomic_store_explicit(&p->to->newest, (uint64_t)number << 32 | put->imm, memory_order_seq_cst);
+    atomic_store_explicit(&p->to->imms[number % RING], put->imm, memory_order_relaxed);
     p->announced++;
     wake(p);
+}
+
+/* Copies at most `room` bytes of the put that comes next. Return: how many. */
+static inline uint64_t copy(struct peer *p, struct open_put *put, uint64_t room)
+{
+    uint64_t left = put->bytes - put->copied;
+    uint64_t bytes = left < room ? left : room;
+
+    if (bytes > 0)
+        memcpy(p->inbox + put->off + put->copied, put->src + put->copied, bytes);
+    put->copied += bytes;
+    if (bytes == left)
+        announce(p, put);
+    return bytes;
 }
 
 /* Copies what waits and may go, at most a slice. */
@@ -584,23 +594,14 @@ static void send_some(struct peer *p)
 {
     uint64_t room = SLICE_BYTES;
 
-    while (p->state == UP && p->announced < p->count && has_credit(p)) {
-        struct open_put *put = nth_put(p, p->announced);
-        uint64_t bytes = put->bytes - put->copied < room ? put->bytes - put->copied : room;
-
-        if (bytes > 0)
-            memcpy(p->inbox + put->off + put->copied, put->src + put->copied, bytes);
-        put->copied += bytes;
-        room -= bytes;
-        if (put->copied < put->bytes)
-            return;
-        announce(p, put);
-    }
+    while (room > 0 && p->announced < p->count && p->state == UP && has_credit(p))
+        room -= copy(p, nth_put(p, p->announced), room);
 }
 
 static int shm_put(struct shunt_transport *t, uint32_t peer, const void *src, uint64_t bytes,
                    uint64_t off, uint32_t imm)
 {
+    struct open_put *put;
     struct peer *p;
 
     if (peer >= t->node_count || peer == t->rank)
@@ -613,18 +614,13 @@ static int shm_put(struct shunt_transport *t, uint32_t peer, const void *src, ui
         return -EPIPE;
     if (p->count == SHUNT_TRANSPORT_DEPTH)
         return -EAGAIN;
-    *nth_put(p, p->count) = (struct open_put){
-        .src = src,
-        .bytes = bytes,
-        .off = off,
-        .imm = imm,
-    };
-    p->count++;
+    put = nth_put(p, p->count++);
+    *put = (struct open_put){.src = src, .bytes = bytes, .off = off, .imm = imm};
+    if (p->announced == p->count - 1 && has_credit(p))
+        copy(p, put, SLICE_BYTES);
     t->counters.puts_sent++;
     t->counters.bytes_sent += bytes;
     t->counters.writes++;
-    if (p->announced == p->count - 1)
-        send_some(p);
     return 0;
 }
 
@@ -661,41 +657,32 @@ static void check_deadline(struct peer *p, int64_t timeout_ns)
 
 /* ---- receiving */
 
-/* The announcement of the peer's next put, or NULL. A number is either the next or none of ours.
- * Acquires what announce stored before it; seq_cst for fall_asleep. */
-static const struct announcement *next_arrival(const struct peer *p)
+/* Acquires what the peer stored before it announced the put; seq_cst for fall_asleep. */
+static uint64_t newest_of(const struct peer *p)
 {
-    const struct announcement *a = &p->from->ring[p->arrived % RING];
-
-    return atomic_load_explicit(&a->number, memory_order_seq_cst) == p->arrived + 1 ? a : NULL;
+    return atomic_load_explicit(&p->from->newest, memory_order_seq_cst);
 }
 
 static void receive(struct shunt_transport *t, uint32_t peer, struct sink *sink)
 {
     struct peer *p = &t->peers[peer];
+    uint64_t newest = newest_of(p);
+    uint32_t waiting = (uint32_t)(newest >> 32) - p->arrived;
 
-    while (sink->count < sink->max) {
-        const struct announcement *a = next_arrival(p);
-        uint64_t bytes;
+    if (waiting > SHUNT_TRANSPORT_WINDOW - (p->arrived - p->released)) {
+        lose(p, -EPROTO, "it sent more than this node gave it credit for");
+        return;
+    }
+    for (; waiting > 0 && sink->count < sink->max; waiting--) {
+        const _Atomic uint32_t *older = &p->from->imms[++p->arrived % RING];
 
-        if (!a)
-            return;
-        if (p->arrived - p->released == SHUNT_TRANSPORT_WINDOW) {
-            lose(p, -EPROTO, "it sent more than this node gave it credit for");
-            return;
-        }
-        bytes = atomic_load_explicit(&a->bytes, memory_order_relaxed);
-        if (bytes > t->inbox_bytes) {
-            lose(p, -EPROTO, "it announced more than this node's inbox holds");
-            return;
-        }
         sink->out[sink->count++] = (struct shunt_completion){
             .event = SHUNT_TRANSPORT_ARRIVED,
             .peer = peer,
-            .imm = atomic_load_explicit(&a->imm, memory_order_relaxed),
+            .imm =
+                waiting == 1 ? (uint32_t)newest : atomic_load_explicit(older, memory_order_relaxed),
         };
         t->counters.puts_received++;
-        p->arrived++;
     }
 }
 
@@ -733,9 +720,6 @@ static void look_at_streams(struct shunt_transport *t)
 {
     int64_t now;
 
-    /* Who polls without a pause does not read the clock each time. */
-    if (!t->asleep && ++t->polls % POLLS_PER_LOOK)
-        return;
     now = shunt_now_ns();
     if (!t->asleep && now - t->looked_ns < LOOK_NS)
         return;
@@ -768,21 +752,31 @@ static uint32_t next_peer(const struct shunt_transport *t, uint32_t peer)
     return peer + 1 < t->node_count ? peer + 1 : 0;
 }
 
+/* Most polls find a peer so. */
+static bool is_quiet(const struct peer *p)
+{
+    return p->state == UP && p->count == 0 && newest_of(p) >> 32 == p->arrived;
+}
+
 static uint32_t shm_poll(struct shunt_transport *t, struct shunt_completion *out, uint32_t max)
 {
     struct sink sink = {.out = out, .max = max};
 
-    look_at_streams(t);
+    /* Who polls without a pause does not read the clock each time. */
+    if (t->asleep || ++t->polls % POLLS_PER_LOOK == 0)
+        look_at_streams(t);
     for (uint32_t i = 0, peer = t->turn; i < t->node_count; i++, peer = next_peer(t, peer)) {
         struct peer *p = &t->peers[peer];
 
-        if (p->state == ABSENT && !p->lost_reason)
+        if (p->state == ABSENT ? !p->lost_reason : is_quiet(p))
             continue;
         if (p->state != ABSENT)
             receive(t, peer, &sink);
-        send_some(p);
-        finish_puts(t, peer, &sink);
-        check_deadline(p, t->put_timeout_ns);
+        if (p->count > 0) {
+            send_some(p);
+            finish_puts(t, peer, &sink);
+            check_deadline(p, t->put_timeout_ns);
+        }
         finish_ending(p, &sink);
         if (p->lost_reason && sink.count < sink.max) {
             sink.out[sink.count++] = (struct shunt_completion){
@@ -806,7 +800,7 @@ static bool has_work(const struct peer *p)
         return true;
     if (p->state != UP)
         return false;
-    if (next_arrival(p) || shunt_stream_pending(&p->stream))
+    if (newest_of(p) >> 32 != p->arrived || shunt_stream_pending(&p->stream))
         return true;
     return p->count > 0 &&
            (p->number - p->credited < RING ||

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "runtime/base/clock.h"
+#include "runtime/base/futex.h"
 #include "runtime/bench/bench_impl.h"
 #include "transport/region.h"
 
@@ -171,13 +172,30 @@ static void take(struct shunt_bench_node *b, const struct shunt_completion *c)
     }
 }
 
-static void poll_once(struct shunt_bench_node *b)
+/* Return: completions. */
+static uint32_t poll_once(struct shunt_bench_node *b)
 {
     struct shunt_completion c[16];
     uint32_t count = b->ops->poll(b->t, c, 16);
 
     for (uint32_t i = 0; i < count; i++)
         take(b, &c[i]);
+    return count;
+}
+
+/* One wait for one peer. */
+struct wait {
+    uint32_t peer;
+    uint64_t polls;
+    int64_t deadline_ns;
+};
+
+/* Polls until something has come, whatever it is, or it is time to look at the clock; with the
+ * pauses that the engine's waits make as well. */
+static void poll_some(struct shunt_bench_node *b, struct wait *w)
+{
+    while (poll_once(b) == 0 && ++w->polls % POLLS_PER_LOOK)
+        shunt_spin_pause();
 }
 
 /* Return: 0, or that the peer is gone. */
@@ -189,29 +207,28 @@ static int check_peer(const struct shunt_bench_node *b, uint32_t peer, struct sh
                            shunt_rack_nodes(b->rack)[peer].label, b->lost_reason[peer]);
 }
 
-/* Called between polls while a peer is waited for. Return: 0, or why there is no going on. */
-static int check_wait(const struct shunt_bench_node *b, uint64_t polls, int64_t *deadline_ns,
-                      uint32_t peer, struct shunt_error *err)
+/* After poll_some has not brought what is waited for. Return: 0, or why there is no going on. */
+static int check_wait(const struct shunt_bench_node *b, struct wait *w, struct shunt_error *err)
 {
-    int rc = check_peer(b, peer, err);
+    int rc = check_peer(b, w->peer, err);
 
-    if (rc || polls % POLLS_PER_LOOK)
+    if (rc || w->polls % POLLS_PER_LOOK)
         return rc;
-    if (polls == 0)
-        *deadline_ns = shunt_deadline_ns(b->cfg.step_timeout_ns);
-    if (shunt_now_ns() < *deadline_ns)
+    if (w->deadline_ns == 0)
+        w->deadline_ns = shunt_deadline_ns(b->cfg.step_timeout_ns);
+    if (shunt_now_ns() < w->deadline_ns)
         return 0;
     return shunt_error_set(err, -ETIMEDOUT, "nothing from %s within %.3g s",
-                           shunt_rack_nodes(b->rack)[peer].label,
+                           shunt_rack_nodes(b->rack)[w->peer].label,
                            (double)b->cfg.step_timeout_ns / 1e9);
 }
 
 int shunt_bench_put(struct shunt_bench_node *b, uint32_t peer, const void *src, uint64_t bytes,
                     uint64_t off, enum shunt_bench_word word, struct shunt_error *err)
 {
-    int64_t deadline_ns = 0;
+    struct wait w = {.peer = peer};
 
-    for (uint64_t polls = 0;; polls++) {
+    for (;;) {
         int rc = b->ops->put(b->t, peer, src, bytes, off, word);
 
         b->open_puts[peer] += rc == 0;
@@ -220,8 +237,8 @@ int shunt_bench_put(struct shunt_bench_node *b, uint32_t peer, const void *src, 
         if (rc != -EAGAIN && rc != -EPIPE)
             return shunt_error_set(err, rc, "a put of %llu bytes is refused",
                                    (unsigned long long)bytes);
-        poll_once(b);
-        rc = check_wait(b, polls, &deadline_ns, peer, err);
+        poll_some(b, &w);
+        rc = check_wait(b, &w, err);
         if (rc)
             return rc;
     }
@@ -232,19 +249,16 @@ int shunt_bench_await_either(struct shunt_bench_node *b, uint32_t peer, enum shu
                              struct shunt_error *err)
 {
     const uint64_t *arrived = b->arrived[peer];
-    int64_t deadline_ns = 0;
+    struct wait w = {.peer = peer};
+    int rc = 0;
 
-    for (uint64_t polls = 0; arrived[word] < count && arrived[other] < other_count; polls++) {
-        int rc;
-
-        poll_once(b);
+    while (!rc && arrived[word] < count && arrived[other] < other_count) {
+        poll_some(b, &w);
         if (arrived[word] >= count || arrived[other] >= other_count)
             return 0; /* it came before whatever went wrong */
-        rc = check_wait(b, polls, &deadline_ns, peer, err);
-        if (rc)
-            return rc;
+        rc = check_wait(b, &w, err);
     }
-    return 0;
+    return rc;
 }
 
 int shunt_bench_await(struct shunt_bench_node *b, uint32_t peer, enum shunt_bench_word word,
@@ -256,13 +270,13 @@ int shunt_bench_await(struct shunt_bench_node *b, uint32_t peer, enum shunt_benc
 int shunt_bench_drain(struct shunt_bench_node *b, struct shunt_error *err)
 {
     for (uint32_t peer = 0; peer < b->cfg.node_count; peer++) {
-        int64_t deadline_ns = 0;
+        struct wait w = {.peer = peer};
 
-        for (uint64_t polls = 0; b->open_puts[peer] > 0; polls++) {
+        while (b->open_puts[peer] > 0) {
             int rc;
 
-            poll_once(b);
-            rc = check_wait(b, polls, &deadline_ns, peer, err);
+            poll_some(b, &w);
+            rc = check_wait(b, &w, err);
             if (rc)
                 return rc;
         }

@@ -2,7 +2,8 @@
  *
  * Two nodes and one link: rank 0 waits to be connected to, rank 1 connects. Rank 1, the client,
  * decides what is measured and writes it into the server's inbox; both then walk the same sizes.
- * Messages lie in a few areas used in turn, as a sender's ring would.
+ * A ping and its answer always lie in the same area, which the answer shows to be free again, as in
+ * perftest and UCX; a stream's messages in a few areas used in turn, as a sender's ring would.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/bench/bench_impl.h"
+#include "runtime/bench/ticks.h"
 
 #define CLIENT 1u
 
@@ -34,6 +36,8 @@ struct run {
     struct plan plan;
     uint64_t area_bytes;
     uint64_t met, data, answers, lasts; /* words of the peer's that have been awaited */
+    struct shunt_ticks ticks;
+    double tick_ns;
     int64_t *samples;
 };
 
@@ -79,9 +83,9 @@ static int meet(struct run *r, struct shunt_error *err)
 
 /* ---- latency: put and answer, of the same size */
 
-static int ping(struct run *r, uint64_t bytes, uint64_t turn, struct shunt_error *err)
+static int ping(struct run *r, uint64_t bytes, struct shunt_error *err)
 {
-    int rc = put(r, bytes, turn, SHUNT_BENCH_DATA, err);
+    int rc = put(r, bytes, 0, SHUNT_BENCH_DATA, err);
 
     return rc ? rc : await(r, SHUNT_BENCH_DATA, &r->data, err);
 }
@@ -91,7 +95,7 @@ static int pong(struct run *r, uint64_t bytes, struct shunt_error *err)
 {
     const uint64_t *arrived = r->b.arrived[peer_of(r)];
 
-    for (uint64_t turn = 0;; turn++) {
+    for (;;) {
         int rc = shunt_bench_await_either(&r->b, peer_of(r), SHUNT_BENCH_DATA, r->data + 1,
                                           SHUNT_BENCH_LAST, r->lasts + 1, err);
 
@@ -102,37 +106,51 @@ static int pong(struct run *r, uint64_t bytes, struct shunt_error *err)
             return 0;
         }
         r->data++;
-        rc = put(r, bytes, turn, SHUNT_BENCH_DATA, err);
+        rc = put(r, bytes, 0, SHUNT_BENCH_DATA, err);
         if (rc)
             return rc;
     }
 }
 
-static bool goes_on(const struct plan *p, uint64_t done, int64_t begin_ns)
+static bool goes_on(const struct run *r, const struct plan *p, uint64_t done, int64_t begin)
 {
     if (done >= SAMPLES_MAX)
         return false;
-    return p->iterations > 0 ? done < p->iterations : shunt_now_ns() - begin_ns < p->duration_ns;
+    if (p->iterations > 0)
+        return done < p->iterations;
+    return (double)(shunt_ticks_now(&r->ticks) - begin) * r->tick_ns < (double)p->duration_ns;
 }
 
+/* Round trips in ticks to one way in ns. */
+static struct shunt_bench_times summarize(struct run *r, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        r->samples[i] = (int64_t)((double)r->samples[i] * r->tick_ns / 2);
+    return shunt_bench_summarize(r->samples, count);
+}
+
+/* Each sample begins where the one before it ended: nothing is left out. */
 static int measure_latency(struct run *r, const struct plan *p, uint64_t bytes,
                            struct shunt_bench_times *times, struct shunt_error *err)
 {
-    int64_t begin = shunt_now_ns();
+    const int64_t begin = shunt_ticks_now(&r->ticks);
+    int64_t before = begin;
     uint64_t done = 0;
     int rc = 0;
 
     if (!is_client(r))
         return pong(r, bytes, err);
-    for (; !rc && goes_on(p, done, begin); done++) {
-        int64_t before = shunt_now_ns();
+    for (; !rc && goes_on(r, p, done, begin); done++) {
+        int64_t now;
 
-        rc = ping(r, bytes, done, err);
-        r->samples[done] = (shunt_now_ns() - before) / 2;
+        rc = ping(r, bytes, err);
+        now = shunt_ticks_now(&r->ticks);
+        r->samples[done] = now - before;
+        before = now;
     }
     if (!rc)
         rc = put(r, 0, 0, SHUNT_BENCH_LAST, err);
-    *times = shunt_bench_summarize(r->samples, done);
+    *times = summarize(r, done);
     return rc;
 }
 
@@ -151,11 +169,11 @@ static int answer_last(struct run *r, struct shunt_error *err)
 static int64_t send_stream(struct run *r, const struct plan *p, uint64_t bytes,
                            struct shunt_error *err)
 {
-    const int64_t begin = shunt_now_ns();
+    const int64_t begin = shunt_ticks_now(&r->ticks);
     uint64_t sent = 0;
     int rc = 0;
 
-    while (!rc && goes_on(p, sent + 1, begin)) {
+    while (!rc && goes_on(r, p, sent + 1, begin)) {
         rc = put(r, bytes, sent++, SHUNT_BENCH_DATA, err);
         if (!rc)
             rc = answer_last(r, err);
@@ -272,12 +290,18 @@ static int make_plan(struct run *r, const struct shunt_bench_link *link, struct 
 /* Areas of the size that the client has asked for when it said hello, on both sides. */
 static int open_run(struct run *r, struct shunt_error *err)
 {
+    int rc;
+
     r->area_bytes = (uint64_t)shunt_rack_nodes(r->b.rack)[CLIENT].rows_max * PAGE;
     r->b.inbox_bytes[0] = r->b.inbox_bytes[1] = PAGE + AREAS * r->area_bytes;
-    r->samples = calloc(SAMPLES_MAX, sizeof(*r->samples));
+    r->samples = malloc(SAMPLES_MAX * sizeof(*r->samples));
     if (!r->samples)
         return shunt_error_set(err, -ENOMEM, "out of memory for the samples");
-    return shunt_bench_open(&r->b, PAGE + AREAS * r->area_bytes, err);
+    shunt_ticks_start(&r->ticks);
+    memset(r->samples, 0, SAMPLES_MAX * sizeof(*r->samples)); /* its pages are there */
+    rc = shunt_bench_open(&r->b, PAGE + AREAS * r->area_bytes, err);
+    r->tick_ns = shunt_ticks_ns(&r->ticks);
+    return rc;
 }
 
 static int measure(struct run *r, const struct shunt_bench_rack *rack,
