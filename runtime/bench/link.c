@@ -112,13 +112,18 @@ static int pong(struct run *r, uint64_t bytes, struct shunt_error *err)
     }
 }
 
+static int64_t ns_since(const struct run *r, int64_t ticks)
+{
+    return (int64_t)((double)(shunt_ticks_now(&r->ticks) - ticks) * r->tick_ns);
+}
+
 static bool goes_on(const struct run *r, const struct plan *p, uint64_t done, int64_t begin)
 {
     if (done >= SAMPLES_MAX)
         return false;
     if (p->iterations > 0)
         return done < p->iterations;
-    return (double)(shunt_ticks_now(&r->ticks) - begin) * r->tick_ns < (double)p->duration_ns;
+    return ns_since(r, begin) < p->duration_ns;
 }
 
 /* Round trips in ticks to one way in ns. */
@@ -190,7 +195,7 @@ static int measure_bandwidth(struct run *r, const struct plan *p, uint64_t bytes
     const bool receives = !is_client(r) || p->bidirectional;
     const uint64_t *arrived = r->b.arrived[peer_of(r)];
     const uint64_t before = arrived[SHUNT_BENCH_DATA], lasts = r->lasts;
-    const int64_t begin = shunt_now_ns();
+    const int64_t begin = shunt_ticks_now(&r->ticks);
     int64_t sent = 0;
     int rc = 0;
 
@@ -208,7 +213,7 @@ static int measure_bandwidth(struct run *r, const struct plan *p, uint64_t bytes
         sent += (int64_t)(arrived[SHUNT_BENCH_DATA] - before + 1);
     r->data = arrived[SHUNT_BENCH_DATA];
     result->messages = (uint64_t)sent;
-    result->duration_ns = shunt_now_ns() - begin;
+    result->duration_ns = ns_since(r, begin);
     result->bytes_per_second =
         (double)sent * (double)bytes * 1e9 / (double)(result->duration_ns + !result->duration_ns);
     return rc;
