@@ -4,7 +4,7 @@
  * rack calls the same function at about the same time; each gets the result of its own side. The
  * functions block until they are done, at most rack.join_timeout_ns for the others to come and
  * rack.step_timeout_ns for each message, and leave nothing behind. They allocate, and use one
- * thread: the caller's, which polls.
+ * thread: the caller's, which polls (see rack.busy_poll_ns).
  *
  * Rules of shunt.h hold: 0 or a negative errno value, `err` may be NULL, results are written on
  * success only, a struct that begins with `size` may grow.
@@ -32,9 +32,10 @@ struct shunt_bench_rack {
     bool encrypt;
     const char *transport; /* "tcp", "shm", "verbs" */
     struct shunt_link_options link;
-    int64_t join_timeout_ns, step_timeout_ns;
+    int64_t busy_poll_ns; /* a wait polls so long before it sleeps until it is woken; -1: for ever */
+    int64_t join_timeout_ns, step_timeout_ns; /* to meet; and in which nothing comes */
 };
-/* Fills the defaults: rank 0 of 2 over TCP, 60 s, 10 s. */
+/* Fills the defaults: rank 0 of 2 over TCP, polling for ever, 60 s, 10 s. */
 SHUNT_API void shunt_bench_rack_init(struct shunt_bench_rack *rack);
 
 /* What the figures were measured with. */
@@ -55,17 +56,25 @@ struct shunt_bench_times {
 
 #define SHUNT_BENCH_LINK_BYTES_MAX (8u << 20)
 
+enum shunt_bench_measure {
+    SHUNT_BENCH_BOTH = 0, /* latency, then bandwidth */
+    SHUNT_BENCH_LATENCY,
+    SHUNT_BENCH_BANDWIDTH
+};
+
 struct shunt_bench_link {
     size_t size;
+    enum shunt_bench_measure measure;
     const uint64_t *bytes; /* sizes of messages, in [0, SHUNT_BENCH_LINK_BYTES_MAX] */
     uint32_t bytes_count;
     uint32_t iterations; /* of each measurement; 0: as many as fit into duration_ns */
     int64_t duration_ns;
     bool bidirectional; /* bandwidth with both nodes sending */
 };
-/* 10000 iterations, one direction. */
+/* Both, 10000 iterations, one direction. */
 SHUNT_API void shunt_bench_link_init(struct shunt_bench_link *link);
 
+/* What was not measured is 0. */
 struct shunt_bench_link_result {
     uint64_t bytes;
     /* Latency: half of the time of a put and its answer, a put of the same size, until that has
@@ -77,7 +86,7 @@ struct shunt_bench_link_result {
     double bytes_per_second; /* with `bidirectional` of both directions together */
 };
 
-/* Measures each size, latency then bandwidth, each after a warm-up. Rank 0 is the server: it is
+/* Measures each size, after a warm-up of each measurement. Rank 0 is the server: it is
  * connected to, does what rank 1 asks for, its own `link` may be NULL, and it gets no results.
  * `results` has room for bytes_count.
  * Return: 0; -EINVAL; -ETIMEDOUT, -ECONNRESET and the like for a peer that does not come or goes.

@@ -14,7 +14,9 @@
 #define RELEASE_EVERY (SHUNT_TRANSPORT_WINDOW / 4)
 
 /* Polls between two looks at the clock. */
-#define POLLS_PER_LOOK 1000u
+#define POLLS_PER_LOOK 64u
+
+#define SLEEP_MAX_NS (100 * SHUNT_NS_PER_MS)
 
 void shunt_bench_rack_init(struct shunt_bench_rack *rack)
 {
@@ -23,6 +25,7 @@ void shunt_bench_rack_init(struct shunt_bench_rack *rack)
         .node_count = 2,
         .listen_fd = -1,
         .transport = "tcp",
+        .busy_poll_ns = -1,
         .join_timeout_ns = 60 * SHUNT_NS_PER_S,
         .step_timeout_ns = 10 * SHUNT_NS_PER_S,
     };
@@ -186,16 +189,27 @@ static uint32_t poll_once(struct shunt_bench_node *b)
 /* One wait for one peer. */
 struct wait {
     uint32_t peer;
-    uint64_t polls;
-    int64_t deadline_ns;
+    int64_t idle_ns; /* since when nothing has come; 0: not looked yet */
 };
 
 /* Polls until something has come, whatever it is, or it is time to look at the clock; with the
- * pauses that the engine's waits make as well. */
-static void poll_some(struct shunt_bench_node *b, struct wait *w)
+ * pauses that the engine's waits make as well. Return: whether something has come. */
+static bool poll_some(struct shunt_bench_node *b)
 {
-    while (poll_once(b) == 0 && ++w->polls % POLLS_PER_LOOK)
+    for (uint32_t polls = 0; polls < POLLS_PER_LOOK; polls++) {
+        if (poll_once(b) > 0)
+            return true;
         shunt_spin_pause();
+    }
+    return false;
+}
+
+static void sleep_some(struct shunt_bench_node *b)
+{
+    struct timespec timeout = shunt_timespec(SLEEP_MAX_NS);
+    struct pollfd fds[SHUNT_NODES_MAX + 1];
+
+    ppoll(fds, b->ops->prepare(b->t, fds, SHUNT_NODES_MAX + 1), &timeout, NULL);
 }
 
 /* Return: 0, or that the peer is gone. */
@@ -207,20 +221,27 @@ static int check_peer(const struct shunt_bench_node *b, uint32_t peer, struct sh
                            shunt_rack_nodes(b->rack)[peer].label, b->lost_reason[peer]);
 }
 
-/* After poll_some has not brought what is waited for. Return: 0, or why there is no going on. */
-static int check_wait(const struct shunt_bench_node *b, struct wait *w, struct shunt_error *err)
+/* After poll_some: is there any going on? Return: 0, or why not. */
+static int check_wait(struct shunt_bench_node *b, struct wait *w, bool has_come,
+                      struct shunt_error *err)
 {
     int rc = check_peer(b, w->peer, err);
+    int64_t now;
 
-    if (rc || w->polls % POLLS_PER_LOOK)
+    if (has_come)
+        w->idle_ns = 0;
+    if (rc || has_come)
         return rc;
-    if (w->deadline_ns == 0)
-        w->deadline_ns = shunt_deadline_ns(b->cfg.step_timeout_ns);
-    if (shunt_now_ns() < w->deadline_ns)
-        return 0;
-    return shunt_error_set(err, -ETIMEDOUT, "nothing from %s within %.3g s",
-                           shunt_rack_nodes(b->rack)[w->peer].label,
-                           (double)b->cfg.step_timeout_ns / 1e9);
+    now = shunt_now_ns();
+    if (w->idle_ns == 0)
+        w->idle_ns = now;
+    if (now - w->idle_ns >= b->cfg.step_timeout_ns)
+        return shunt_error_set(err, -ETIMEDOUT, "nothing from %s within %.3g s",
+                               shunt_rack_nodes(b->rack)[w->peer].label,
+                               (double)b->cfg.step_timeout_ns / 1e9);
+    if (b->cfg.busy_poll_ns >= 0 && now - w->idle_ns >= b->cfg.busy_poll_ns)
+        sleep_some(b);
+    return 0;
 }
 
 int shunt_bench_put(struct shunt_bench_node *b, uint32_t peer, const void *src, uint64_t bytes,
@@ -237,8 +258,7 @@ int shunt_bench_put(struct shunt_bench_node *b, uint32_t peer, const void *src, 
         if (rc != -EAGAIN && rc != -EPIPE)
             return shunt_error_set(err, rc, "a put of %llu bytes is refused",
                                    (unsigned long long)bytes);
-        poll_some(b, &w);
-        rc = check_wait(b, &w, err);
+        rc = check_wait(b, &w, poll_some(b), err);
         if (rc)
             return rc;
     }
@@ -253,10 +273,11 @@ int shunt_bench_await_either(struct shunt_bench_node *b, uint32_t peer, enum shu
     int rc = 0;
 
     while (!rc && arrived[word] < count && arrived[other] < other_count) {
-        poll_some(b, &w);
+        bool has_come = poll_some(b);
+
         if (arrived[word] >= count || arrived[other] >= other_count)
             return 0; /* it came before whatever went wrong */
-        rc = check_wait(b, &w, err);
+        rc = check_wait(b, &w, has_come, err);
     }
     return rc;
 }
@@ -273,10 +294,8 @@ int shunt_bench_drain(struct shunt_bench_node *b, struct shunt_error *err)
         struct wait w = {.peer = peer};
 
         while (b->open_puts[peer] > 0) {
-            int rc;
+            int rc = check_wait(b, &w, poll_some(b), err);
 
-            poll_some(b, &w);
-            rc = check_wait(b, &w, err);
             if (rc)
                 return rc;
         }

@@ -24,7 +24,7 @@
 
 /* What the client asks for. At the beginning of the server's inbox, before the areas. */
 struct plan {
-    uint32_t magic, sizes;
+    uint32_t magic, sizes, measure, zero;
     uint32_t iterations, bidirectional;
     int64_t duration_ns;
     uint64_t bytes[SIZES_MAX];
@@ -194,7 +194,7 @@ static int measure_bandwidth(struct run *r, const struct plan *p, uint64_t bytes
     const bool sends = is_client(r) || p->bidirectional;
     const bool receives = !is_client(r) || p->bidirectional;
     const uint64_t *arrived = r->b.arrived[peer_of(r)];
-    const uint64_t before = arrived[SHUNT_BENCH_DATA], lasts = r->lasts;
+    const uint64_t lasts = r->lasts;
     const int64_t begin = shunt_ticks_now(&r->ticks);
     int64_t sent = 0;
     int rc = 0;
@@ -209,8 +209,8 @@ static int measure_bandwidth(struct run *r, const struct plan *p, uint64_t bytes
         rc = answer_last(r, err);
     if (!rc && sends)
         rc = await(r, SHUNT_BENCH_ANSWER, &r->answers, err);
-    if (receives) /* LAST is a message as well */
-        sent += (int64_t)(arrived[SHUNT_BENCH_DATA] - before + 1);
+    if (receives) /* with LAST; the peer may have begun before this node */
+        sent += (int64_t)(arrived[SHUNT_BENCH_DATA] - r->data + 1);
     r->data = arrived[SHUNT_BENCH_DATA];
     result->messages = (uint64_t)sent;
     result->duration_ns = ns_since(r, begin);
@@ -228,13 +228,15 @@ static int measure_size(struct run *r, uint64_t bytes, struct shunt_bench_link_r
     int rc = meet(r, err);
 
     warm.iterations = bytes > 65536 ? 50 : 500;
-    result->bytes = bytes;
-    if (!rc)
+    *result = (struct shunt_bench_link_result){.bytes = bytes};
+    if (!rc && r->plan.measure != SHUNT_BENCH_BANDWIDTH) {
         rc = measure_latency(r, &warm, bytes, &result->latency, err);
-    if (!rc)
-        rc = measure_latency(r, &r->plan, bytes, &result->latency, err);
-    if (!rc)
-        rc = meet(r, err);
+        if (!rc)
+            rc = measure_latency(r, &r->plan, bytes, &result->latency, err);
+    }
+    if (rc || r->plan.measure == SHUNT_BENCH_LATENCY)
+        return rc;
+    rc = meet(r, err);
     if (!rc)
         rc = measure_bandwidth(r, &warm, bytes, result, err);
     if (!rc)
@@ -257,7 +259,10 @@ static int agree(struct run *r, struct shunt_error *err)
     if (rc)
         return rc;
     memcpy(&r->plan, r->b.inbox.base, sizeof(r->plan));
-    rc = r->plan.magic == PLAN_MAGIC && r->plan.sizes <= SIZES_MAX ? 0 : -EPROTO;
+    rc = r->plan.magic == PLAN_MAGIC && r->plan.sizes <= SIZES_MAX &&
+                 r->plan.measure <= SHUNT_BENCH_BANDWIDTH && r->plan.zero == 0
+             ? 0
+             : -EPROTO;
     for (uint32_t i = 0; !rc && i < r->plan.sizes; i++)
         rc = r->plan.bytes[i] <= r->area_bytes ? 0 : -EPROTO;
     return rc ? shunt_error_set(err, rc, "the client asks for what this version does not measure")
@@ -273,11 +278,13 @@ static int make_plan(struct run *r, const struct shunt_bench_link *link, struct 
         return 0;
     }
     if (!link || link->size != sizeof(*link) || link->bytes_count == 0 ||
-        link->bytes_count > SIZES_MAX || (link->iterations == 0 && link->duration_ns <= 0))
+        link->bytes_count > SIZES_MAX || (uint32_t)link->measure > SHUNT_BENCH_BANDWIDTH ||
+        (link->iterations == 0 && link->duration_ns <= 0))
         return shunt_error_set(err, -EINVAL, "1 to %u sizes, and iterations or a duration",
                                SIZES_MAX);
     r->plan = (struct plan){.magic = PLAN_MAGIC,
                             .sizes = link->bytes_count,
+                            .measure = (uint32_t)link->measure,
                             .iterations = link->iterations,
                             .bidirectional = link->bidirectional,
                             .duration_ns = link->duration_ns};
@@ -312,7 +319,7 @@ static int open_run(struct run *r, struct shunt_error *err)
 static int measure(struct run *r, const struct shunt_bench_rack *rack,
                    struct shunt_bench_link_result *results, struct shunt_error *err)
 {
-    static const uint8_t shape[16] = "bench link 1";
+    static const uint8_t shape[16] = "bench link 2";
     struct shunt_bench_link_result own;
     int rc = shunt_bench_join(&r->b, rack, "shunt bench link", shape,
                               (uint32_t)(r->area_bytes / PAGE), err);

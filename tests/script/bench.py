@@ -80,6 +80,31 @@ def _(t):
     check(size['duration_ns'] >= 0.2e9 or size['messages'] == 1 << 20, f'{size}')
 
 
+@case('link: longer than it may be silent')
+def _(t):
+    o, _ = measure(t, 'link', '--local', '-D', '0.8', '--step-timeout', '0.3', '-s', '64K')
+    check(o['sizes'][0]['duration_ns'] >= 0.8e9, f'{o["sizes"]}')
+
+
+@case('link: one measurement alone')
+def _(t):
+    both = {'bytes', 'latency', 'messages', 'duration_ns', 'bytes_per_second'}
+    for only, fields, columns in (('latency', {'bytes', 'latency'}, 5),
+                                  ('bandwidth', both - {'latency'}, 2)):
+        o, out = measure(t, 'link', '--local', '--only', only, '-n', '20')
+        check_equal(set(o['sizes'][0]), fields, only)
+        check_equal(len(out.splitlines()[-1].split()), columns, 'columns')
+
+
+@case('link: waits that sleep')
+def _(t):
+    for transport in ('tcp', 'shm'):
+        o, _ = measure(t, 'link', '--local', '--transport', transport, '--busy-poll', '0', '-n',
+                       '300', '-b')
+        check_equal((o['sizes'][0]['latency']['count'], o['sizes'][0]['messages']), (300, 600),
+                    transport)
+
+
 @case('link: a server and a client')
 def _(t):
     address = f'127.0.0.1:{free_ports(1)[0]}'
@@ -109,6 +134,12 @@ def _(t):
     result = server.wait()
     check_equal(result.code, 1, f'end of {result}')
     check('rank 1' in result.err, result.err)
+
+
+@case('link: figures that cannot be written are not measured')
+def _(t):
+    t.run('bench', 'link', '--local', '-D', '60', '--json', t.tmp / 'nowhere' / 'x', code=1,
+          err='nowhere/x: cannot be written')
 
 
 # ---- dispatch
@@ -190,6 +221,8 @@ WRONG = {
     'a transport that is none': (['link', '--transport', 'rdma'], 'none of tcp'),
     'two servers': (['link', 'a:1', 'b:2'], "'b:2': one server is enough"),
     'both ends and a server': (['link', '--local', 'a:1'], 'which?'),
+    'a measurement that is none': (['link', '--only', 'x'], 'neither latency nor bandwidth'),
+    'a device that is not used': (['link', '-d', 'mlx5_0'], 'for --transport verbs, not tcp'),
     'a dtype that is none': (['dispatch', '--dtype', 'fp4'], "'fp4' is none of f32"),
     'a preset that is none': (['dispatch', '--preset', 'x'], 'none of deepep'),
     'a routing that is none': (['dispatch', '--routing', 'x'], 'neither uniform nor zipf'),

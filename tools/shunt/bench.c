@@ -60,6 +60,7 @@ static const struct option_help rack_help[] = {
     {"--cert-key", 0, "FILE", "its private key, and"},
     {"--ca", 0, "FILE", "the authority that has signed every node's"},
     {"--encrypt", 0, NULL, "rows in TLS as well, over TCP"},
+    {"--busy-poll", 0, "US", "a wait polls so long before it sleeps (default: for ever)"},
     {"--join-timeout", 0, "S", "wait so long for the others (default 60)"},
     {"--step-timeout", 0, "S", "and so long for each message (default 10)"},
     {"--json", 0, "FILE", "write the figures there as well"},
@@ -73,6 +74,7 @@ static const struct option_help link_help[] = {
     {"--all", 'a', NULL, "all sizes from 1 byte to 8 MiB"},
     {"--iterations", 'n', "N", "of each measurement (default 10000)"},
     {"--duration", 'D', "S", "seconds of each instead"},
+    {"--only", 0, "latency|bandwidth", "measure that alone"},
     {"--bidirectional", 'b', NULL, "bandwidth with both ends sending"},
     {0},
 };
@@ -166,6 +168,8 @@ static int rack_option(struct bench *b, const char *name, const char *value)
         return take_u32(b, name, value, 256, 4096, &b->rack.link.mtu);
     if (!strcmp(name, "--tclass"))
         return take_index(b, name, value, 255, &b->rack.link.tclass);
+    if (!strcmp(name, "--busy-poll"))
+        return take_busy_poll(b->command, value, &b->rack.busy_poll_ns);
     if (!strcmp(name, "--encrypt"))
         return b->rack.encrypt = true, 0;
     if (!strcmp(name, "--json"))
@@ -179,6 +183,16 @@ static int take_all_sizes(struct bench *b)
     for (uint64_t bytes = 1; bytes <= SHUNT_BENCH_LINK_BYTES_MAX; bytes *= 2)
         b->sizes[b->link.bytes_count++] = bytes;
     return 0;
+}
+
+static int take_measure(struct bench *b, const char *value)
+{
+    static const char *const names[] = {"latency", "bandwidth"};
+
+    for (uint32_t i = 0; i < 2; i++)
+        if (!strcmp(value, names[i]))
+            return b->link.measure = (enum shunt_bench_measure)(SHUNT_BENCH_LATENCY + i), 0;
+    return wrong(b, "--only", value, "neither latency nor bandwidth");
 }
 
 static int link_option(void *ctx, const char *name, const char *value)
@@ -200,6 +214,8 @@ static int link_option(void *ctx, const char *name, const char *value)
         return b->local = true, 0;
     if (!strcmp(name, "--all"))
         return take_all_sizes(b);
+    if (!strcmp(name, "--only"))
+        return take_measure(b, value);
     if (!strcmp(name, "--bidirectional"))
         return b->link.bidirectional = true, 0;
     if (!strcmp(name, "--iterations"))
@@ -316,6 +332,15 @@ static int multiply_devices(struct bench *b)
     return 0;
 }
 
+/* Return: 0 or EXIT_USAGE, said. */
+static int finish_link_options(struct bench *b)
+{
+    int rc = check_link_options(b->command, &b->rack.link, b->rack.transport);
+
+    link_environment(&b->rack.link);
+    return rc ? rc : multiply_devices(b);
+}
+
 /* A socket on a port that the kernel chooses, and its address as text. Return: -1, said. */
 static int listen_anywhere(struct bench *b, uint32_t rank)
 {
@@ -427,23 +452,19 @@ static json_t *head_json(const struct bench *b, enum shunt_bench_hardware hardwa
 }
 
 /* Takes the object over. Return: exit code. */
-static int write_json(const struct bench *b, json_t *o)
+static int write_json(const struct bench *b, struct report_file *f, json_t *o)
 {
-    struct report_file f = {0};
-    int rc = o ? report_open(&f, b->json) : EXIT_FAILED;
+    const bool written = o && json_dumpf(o, f->file, JSON_INDENT(2)) == 0 &&
+                         fputc('\n', f->file) != EOF && fflush(f->file) == 0;
 
-    if (!rc && (json_dumpf(o, f.file, JSON_INDENT(2)) || fputc('\n', f.file) == EOF ||
-                fflush(f.file) || ferror(f.file))) {
-        complain("%s: %s", b->json, strerror(errno));
-        rc = EXIT_FAILED;
-    }
     json_decref(o);
-    if (rc) {
-        report_abandon(&f);
-        return rc;
+    if (!written) {
+        complain("%s: %s", b->json, strerror(errno));
+        report_abandon(f);
+        return EXIT_FAILED;
     }
-    fclose(f.file);
-    return output_commit(&f.output);
+    fclose(f->file);
+    return output_commit(&f->output);
 }
 
 static double us(int64_t ns)
@@ -453,15 +474,38 @@ static double us(int64_t ns)
 
 static void print_link(const struct bench *b, const struct shunt_bench_link_result *results)
 {
-    printf("%9s %9s %9s %9s %9s %12s\n", "bytes", "p50 us", "p99 us", "p99.9 us", "max us",
-           b->link.bidirectional ? "MB/s both" : "MB/s");
+    const bool latency = b->link.measure != SHUNT_BENCH_BANDWIDTH;
+    const bool bandwidth = b->link.measure != SHUNT_BENCH_LATENCY;
+
+    printf("%9s", "bytes");
+    if (latency)
+        printf(" %9s %9s %9s %9s", "p50 us", "p99 us", "p99.9 us", "max us");
+    if (bandwidth)
+        printf(" %12s", b->link.bidirectional ? "MB/s both" : "MB/s");
     for (uint32_t i = 0; i < b->link.bytes_count; i++) {
         const struct shunt_bench_link_result *r = &results[i];
 
-        printf("%9llu %9.2f %9.2f %9.2f %9.2f %12.1f\n", (unsigned long long)r->bytes,
-               us(r->latency.p50_ns), us(r->latency.p99_ns), us(r->latency.p999_ns),
-               us(r->latency.max_ns), r->bytes_per_second / 1e6);
+        printf("\n%9llu", (unsigned long long)r->bytes);
+        if (latency)
+            printf(" %9.2f %9.2f %9.2f %9.2f", us(r->latency.p50_ns), us(r->latency.p99_ns),
+                   us(r->latency.p999_ns), us(r->latency.max_ns));
+        if (bandwidth)
+            printf(" %12.1f", r->bytes_per_second / 1e6);
     }
+    putchar('\n');
+}
+
+static json_t *size_json(const struct bench *b, const struct shunt_bench_link_result *r)
+{
+    json_t *o = json_pack("{s:I}", "bytes", (json_int_t)r->bytes);
+
+    if (b->link.measure != SHUNT_BENCH_BANDWIDTH)
+        json_object_set_new(o, "latency", times_json(&r->latency));
+    if (b->link.measure != SHUNT_BENCH_LATENCY)
+        json_object_update_new(o, json_pack("{s:I,s:I,s:f}", "messages", (json_int_t)r->messages,
+                                            "duration_ns", (json_int_t)r->duration_ns,
+                                            "bytes_per_second", r->bytes_per_second));
+    return o;
 }
 
 static json_t *link_json(const struct bench *b, const struct shunt_bench_link_result *results,
@@ -469,15 +513,8 @@ static json_t *link_json(const struct bench *b, const struct shunt_bench_link_re
 {
     json_t *o = head_json(b, hardware), *list = json_array();
 
-    for (uint32_t i = 0; i < b->link.bytes_count; i++) {
-        const struct shunt_bench_link_result *r = &results[i];
-
-        json_array_append_new(
-            list,
-            json_pack("{s:I,s:o,s:I,s:I,s:f}", "bytes", (json_int_t)r->bytes, "latency",
-                      times_json(&r->latency), "messages", (json_int_t)r->messages, "duration_ns",
-                      (json_int_t)r->duration_ns, "bytes_per_second", r->bytes_per_second));
-    }
+    for (uint32_t i = 0; i < b->link.bytes_count; i++)
+        json_array_append_new(list, size_json(b, &results[i]));
     json_object_set_new(o, "bidirectional", json_boolean(b->link.bidirectional));
     json_object_set_new(o, "sizes", list);
     return o;
@@ -488,20 +525,25 @@ static json_t *link_json(const struct bench *b, const struct shunt_bench_link_re
 static int be_link(struct bench *b)
 {
     struct shunt_bench_link_result results[SIZES_MAX];
+    const bool measures = b->rack.rank > 0;
     enum shunt_bench_hardware hardware;
+    struct report_file json = {0};
     struct shunt_error err;
 
+    if (measures && b->json && report_open(&json, b->json))
+        return EXIT_FAILED;
     b->rack.addresses = b->addresses;
     b->link.bytes = b->sizes;
-    if (shunt_bench_link_run(&b->rack, b->rack.rank ? &b->link : NULL, results, &hardware, &err)) {
+    if (shunt_bench_link_run(&b->rack, measures ? &b->link : NULL, results, &hardware, &err)) {
         complain("%s", err.text);
+        report_abandon(&json);
         return EXIT_FAILED;
     }
-    if (b->rack.rank == 0)
+    if (!measures)
         return EXIT_DONE;
     print_head(b, hardware);
     print_link(b, results);
-    return b->json ? write_json(b, link_json(b, results, hardware)) : EXIT_DONE;
+    return json.file ? write_json(b, &json, link_json(b, results, hardware)) : EXIT_DONE;
 }
 
 /* The client's own address is nobody's to know: the two meet at the server's. */
@@ -534,8 +576,7 @@ static int bench_link(int argc, char **argv)
         return rc < 0 ? EXIT_DONE : rc;
     if (b.local + (b.server != NULL) + (b.listen != NULL) > 1)
         return usage_error(b.command, "--local, --listen and a server: which?");
-    link_environment(&b.rack.link);
-    if (multiply_devices(&b))
+    if (finish_link_options(&b))
         return EXIT_USAGE;
     return b.local ? run_local(&b, 2, 1, be_link) : link_between_hosts(&b);
 }
@@ -581,14 +622,19 @@ static int be_dispatch(struct bench *b)
 {
     struct shunt_bench_dispatch_result r = {.size = sizeof(r)};
     const struct shunt_bench_dispatch *d = &b->dispatch;
+    const bool tells = !b->local || b->rack.rank == 0;
+    struct report_file json = {0};
     struct shunt_error err;
 
+    if (tells && b->json && report_open(&json, b->json))
+        return EXIT_FAILED;
     b->rack.addresses = b->addresses;
     if (shunt_bench_dispatch_run(&b->rack, d, &r, &err)) {
         complain("%s", err.text);
+        report_abandon(&json);
         return EXIT_FAILED;
     }
-    if (b->local && b->rack.rank > 0)
+    if (!tells)
         return EXIT_DONE;
     print_head(b, r.hardware);
     printf("%u nodes, %u tokens each of %u elements, %u of %u experts, %s; per iteration:\n",
@@ -598,7 +644,7 @@ static int be_dispatch(struct bench *b)
            "KiB sent", "puts", "writes", "signalled");
     print_phase("dispatch", &r.dispatch, r.iterations);
     print_phase("combine", &r.combine, r.iterations);
-    return b->json ? write_json(b, dispatch_json(b, &r)) : EXIT_DONE;
+    return json.file ? write_json(b, &json, dispatch_json(b, &r)) : EXIT_DONE;
 }
 
 static int run_dispatch(struct bench *b)
@@ -610,8 +656,7 @@ static int run_dispatch(struct bench *b)
     if (b->rack_count && (b->rack_count < 2 || b->rack.rank >= b->rack_count))
         return usage_error(b->command, "--rank %u, but --rack has %u nodes", b->rack.rank,
                            b->rack_count);
-    link_environment(&b->rack.link);
-    if (multiply_devices(b))
+    if (finish_link_options(b))
         return EXIT_USAGE;
     if (b->rack_count) {
         b->rack.node_count = b->rack_count;

@@ -114,6 +114,13 @@ bool parse_float(const char *text, float *value); /* finite */
 int take_count(const char *command, const char *name, const char *value, uint64_t min, uint64_t max,
                uint64_t *number);
 
+/* Of --busy-poll, in microseconds. Return: 0 or EXIT_USAGE, said. */
+int take_busy_poll(const char *command, const char *value, int64_t *ns);
+
+/* Options of RDMA devices that would do nothing. Return: 0 or EXIT_USAGE, said. */
+int check_link_options(const char *command, const struct shunt_link_options *link,
+                       const char *transport);
+
 /* ---- a node of a rack, in this process */
 
 struct prompt {

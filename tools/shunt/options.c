@@ -166,6 +166,30 @@ int take_count(const char *command, const char *name, const char *value, uint64_
                        min, max);
 }
 
+int take_busy_poll(const char *command, const char *value, int64_t *ns)
+{
+    uint64_t us;
+    int rc = take_count(command, "--busy-poll", value, 0, 10000000, &us);
+
+    if (!rc)
+        *ns = (int64_t)us * 1000;
+    return rc;
+}
+
+int check_link_options(const char *command, const struct shunt_link_options *link,
+                       const char *transport)
+{
+    const bool given = link->device || link->port || link->gid_index || link->mtu || link->tclass ||
+                       link->sl || link->qp_timeout || link->retry_count;
+
+    if (!given || !transport || strcmp(transport, "auto") == 0 || strcmp(transport, "verbs") == 0)
+        return 0;
+    return usage_error(command,
+                       "options of RDMA devices (--ib-dev and the like) are for --transport verbs, "
+                       "not %s",
+                       transport);
+}
+
 /* ---- engine options */
 
 void engine_options_init(struct engine_options *o)
@@ -354,12 +378,8 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
         o->cfg.link.device = value;
         return 1;
     }
-    if (!strcmp(name, "--busy-poll")) {
-        if (take_count(command, name, value, 0, 10000000, &number))
-            return -1;
-        o->cfg.busy_poll_ns = (int64_t)number * 1000;
-        return 1;
-    }
+    if (!strcmp(name, "--busy-poll"))
+        return take_busy_poll(command, value, &o->cfg.busy_poll_ns) ? -1 : 1;
     if (!strcmp(name, "--model")) {
         o->model = value;
         return 1;
@@ -448,6 +468,8 @@ int engine_options_finish(struct engine_options *o, const char *command)
 {
     if (!o->model)
         return usage_error(command, "no model: -m FILE");
+    if (check_link_options(command, &o->cfg.link, o->cfg.transport))
+        return EXIT_USAGE;
     link_environment(&o->cfg.link);
     if (o->has_rank != (o->rack_count > 0))
         return usage_error(command, "--rank and --rack belong together");
