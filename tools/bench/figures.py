@@ -4,6 +4,8 @@
 A figure is the median of the rounds' values; low and high are their quartiles. Where it is a ratio,
 each round's value is the ratio of what the two sides gave in that round, one right after the other.
 """
+import argparse
+import contextlib
 import json
 import os
 import platform
@@ -14,6 +16,42 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def arguments(doc, only):
+    """The options that every benchmark has. `only`: its parts."""
+    p = argparse.ArgumentParser(description=doc,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--quick', action='store_true', help='few rounds: within a minute or so')
+    p.add_argument('--build', type=Path, default=ROOT / 'build', metavar='DIR')
+    p.add_argument('--only', choices=only)
+    a = p.parse_args()
+    a.build = a.build.resolve()
+    if not (a.build / 'tools' / 'shunt').exists():
+        p.error(f'{a.build}: no build with the shunt command; --build DIR names one')
+    return a
+
+
+@contextlib.contextmanager
+def guest(a, script, timeout, **env):
+    """A guest of the lab with two processors that has run this, with what it has left; None, said,
+    where there is no lab."""
+    sys.path.insert(0, str(ROOT / 'tests' / 'lab'))
+    import lab
+    try:
+        kernel = lab.prepare(install=True)
+    except lab.NoLab as reason:
+        print(f'no figures of verbs: {reason}', file=sys.stderr)
+        yield None
+        return
+    folder = a.build / 'lab' / 'bench'
+    folder.mkdir(parents=True, exist_ok=True)
+    env['SHUNT'] = a.build / 'tools' / 'shunt'
+    with lab.Guests(kernel, folder, 1, script, cpus=2, env=env) as guests:
+        code, = guests.wait(timeout)
+        if code:
+            print(guests.story(0), file=sys.stderr)
+        yield guests
 
 
 def machine():
