@@ -53,7 +53,7 @@ elif name == 'apt-get':
 NAMES = ('dpkg-query', 'dpkg', 'apt-cache', 'apt-get', 'id', 'sudo', 'clang')
 BUILD = ('gcc libc6-dev dpkg-dev meson ninja-build pkg-config python3 liburing-dev libpcre2-dev libutf8proc-dev '
          'libxxhash-dev libjansson-dev libibverbs-dev librdmacm-dev libssl-dev').split()
-LAB = 'qemu-system-x86 busybox-static cpio kmod zstd rdma-core ibverbs-providers iproute2 strace'.split()
+LAB = 'qemu-system-x86 busybox-static cpio kmod zstd rdma-core ibverbs-providers iproute2 strace make'.split()
 TEST = BUILD + ['libcriterion-dev', 'g++', 'clang', 'openmpi-bin']
 
 

@@ -315,6 +315,12 @@ class Guests:
         of its own: other work's doing, which looks like a fault from within."""
         return max(self.delays.values(), default=0) / (time.monotonic() - self.begin)
 
+    def tripped(self):
+        """True when a guest's kernel has died of the emulator: of two processors one ran into the
+        breakpoint by which the other replaces an instruction, and found it gone when it looked."""
+        return any('Oops: int3' in (own / 'console').read_text(errors='replace')
+                   for own in self.folders if (own / 'console').exists())
+
     def kill(self, node):
         """As if its power were cut."""
         if node < len(self.qemus) and self.running(node):
