@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "runtime/base/hmac.h"
 #include "runtime/base/key_file.h"
@@ -168,6 +169,8 @@ static int refuse_file(const char *path, struct shunt_error *err)
     const char *why = code ? ERR_reason_error_string(code) : NULL;
 
     ERR_clear_error();
+    if (access(path, R_OK)) /* of which OpenSSL says "system lib" */
+        return shunt_error_set(err, -errno, "%s: %s", path, strerror(errno));
     return shunt_error_set(err, -EINVAL, "%s: no PEM file that can be used: %s", path,
                            why ? why : "nothing is in it");
 }

@@ -250,7 +250,9 @@ static struct shunt_connection *find_room(struct shunt_joining *j)
 /* Return: false when nobody else waits. */
 static bool accept_one(struct shunt_joining *j)
 {
-    int fd = accept4(j->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    struct shunt_address from = {.len = sizeof(from.addr)};
+    int fd = accept4(j->listen_fd, (struct sockaddr *)&from.addr, &from.len,
+                     SOCK_CLOEXEC | SOCK_NONBLOCK);
     struct shunt_connection *c;
 
     /* Whatever else goes wrong is the matter of whoever wanted to connect. */
@@ -265,6 +267,7 @@ static bool accept_one(struct shunt_joining *j)
     }
     c->state = SHUNT_JOIN_OPENING;
     c->stream = (struct shunt_stream){.fd = fd};
+    c->from = from;
     c->kind = SHUNT_STREAM_CONTROL;
     c->since_ns = shunt_now_ns();
     c->deadline_ns = c->since_ns + STRANGER_TIMEOUT_NS;

@@ -43,6 +43,7 @@ struct shunt_connection {
     enum shunt_join_part part;
     struct shunt_stream stream;
     bool outgoing;
+    struct shunt_address from; /* incoming */
     bool admitted; /* incoming: it belongs to `rank`; until then it may have to make room */
     uint32_t rank; /* of the peer; incoming: once admitted */
     enum shunt_stream_kind kind;

@@ -122,11 +122,9 @@ static const char *const *known_rack(const struct shunt_joining *j)
 static void note_stranger(struct shunt_joining *j, const struct shunt_connection *c,
                           const char *why)
 {
-    struct shunt_address a = {.len = sizeof(a.addr)};
-    char text[64] = "somebody";
+    char text[64];
 
-    if (getpeername(c->stream.fd, (struct sockaddr *)&a.addr, &a.len) == 0)
-        shunt_address_print(&a, text, sizeof(text));
+    shunt_address_print(&c->from, text, sizeof(text));
     snprintf(j->stranger, sizeof(j->stranger), "%s: %s", text, why);
     if (j->turned_away++ == 0 && j->tls)
         shunt_notify_say(&j->cfg->notify, "turned away %s", j->stranger);
@@ -392,15 +390,15 @@ static int take_head(struct shunt_joining *j, struct shunt_connection *c, struct
 }
 
 /* True when the place is filled, or a connection of that rank is on its way to it. */
-static bool is_taken(const struct shunt_joining *j, uint32_t rank)
+static bool is_taken(const struct shunt_joining *j, uint32_t rank, enum shunt_stream_kind kind)
 {
     for (uint32_t i = 0; i < j->connection_max; i++) {
         const struct shunt_connection *c = &j->connections[i];
 
-        if (!c->outgoing && c->admitted && c->rank == rank && c->kind == SHUNT_STREAM_CONTROL)
+        if (!c->outgoing && c->admitted && c->rank == rank && c->kind == kind)
             return true;
     }
-    return j->mesh->peers[rank].streams[SHUNT_STREAM_CONTROL].fd >= 0;
+    return j->mesh->peers[rank].streams[kind].fd >= 0;
 }
 
 /* Where a node that rank 0 did not know of listens. */
@@ -436,7 +434,8 @@ static int check_hello(struct shunt_joining *j, const struct shunt_hello *hello,
     rc = shunt_hello_check(hello, &ours, label, err);
     if (rc)
         return rc;
-    if (hello->rank <= cfg->rank || hello->rank >= cfg->node_count || is_taken(j, hello->rank))
+    if (hello->rank <= cfg->rank || hello->rank >= cfg->node_count ||
+        is_taken(j, hello->rank, SHUNT_STREAM_CONTROL))
         return shunt_error_set(err, -EPROTO,
                                "a node calls itself rank %u, and rank %u does not expect one; give "
                                "every node the same --rack, and each its own --rank",
@@ -491,20 +490,27 @@ static int send_table(struct shunt_joining *j, struct shunt_connection *c)
     return send_message(c, sizeof(*table));
 }
 
-/* A data connection shows the token of its rank, which is good for one. What does not fit is
- * nobody's fault that we know of, and costs the rack nothing. */
+/* A token is good for one connection: it goes over the wire in clear, and whoever has seen it could
+ * show it too. Where TLS follows, that shows who it was, and a connection that broke before may be
+ * made again. */
+static bool is_spent(const struct shunt_joining *j, uint32_t rank)
+{
+    return j->places[rank].spent && (!j->data_tls || is_taken(j, rank, SHUNT_STREAM_DATA));
+}
+
+/* A data connection shows the token of its rank. What does not fit is nobody's fault that we know
+ * of, and costs the rack nothing. */
 static int take_prologue(struct shunt_joining *j, struct shunt_connection *c)
 {
     const struct shunt_prologue *p = &c->message.prologue;
     struct shunt_place *place = p->rank < j->cfg->node_count ? &j->places[p->rank] : NULL;
 
-    if (!place || p->rank <= j->cfg->rank || !place->granted || place->spent ||
+    if (!place || p->rank <= j->cfg->rank || !place->granted || is_spent(j, p->rank) ||
         !shunt_prologue_presents(p, place->token)) {
         shunt_join_drop(c);
         return WAITS;
     }
     place->spent = true;
-    explicit_bzero(place->token, sizeof(place->token));
     c->rank = p->rank;
     c->kind = SHUNT_STREAM_DATA;
     c->admitted = true;

@@ -5,6 +5,7 @@
  */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -402,38 +403,39 @@ Test(secure_join, tells_nothing_to_who_has_no_key)
 
 /* ---- a join that was recorded */
 
+#define TAPPED 3u
+
 struct wire_tap {
     int listen_fd, server_fd;
     unsigned char said[1 << 16]; /* by the first that connected */
     size_t len;
     struct seats *seats;
-    bool stop;
+    bool cut; /* the second connection, once it has said something */
+    _Atomic bool stop;
 };
 
-/* Hands on what two connections say, and keeps what came on the first. */
+/* Hands on what the connections say, and keeps what came on the first. */
 static void *tap(void *arg)
 {
     struct wire_tap *w = arg;
-    int in[2] = {-1, -1}, out[2] = {-1, -1};
+    int ends[2 * TAPPED]; /* of each connection: the one that came, the one made for it */
+    uint32_t count = 0;
 
-    for (uint32_t idle = 0; idle < 40;) {
-        struct pollfd fds[5] = {{.fd = w->listen_fd, .events = POLLIN}};
+    memset(ends, -1, sizeof(ends));
+    for (uint32_t idle = 0; idle < 40 && !w->stop;) {
+        struct pollfd fds[1 + 2 * TAPPED] = {{.fd = w->listen_fd, .events = POLLIN}};
         unsigned char bytes[8192];
 
-        for (uint32_t i = 0; i < 2; i++) {
-            fds[1 + 2 * i] = (struct pollfd){.fd = in[i], .events = POLLIN};
-            fds[2 + 2 * i] = (struct pollfd){.fd = out[i], .events = POLLIN};
+        for (uint32_t i = 0; i < 2 * TAPPED; i++)
+            fds[1 + i] = (struct pollfd){.fd = ends[i], .events = POLLIN};
+        idle = poll(fds, 1 + 2 * TAPPED, 50) == 0 ? idle + 1 : 0;
+        if (fds[0].revents && count < TAPPED) {
+            ends[2 * count] = accept(w->listen_fd, NULL, NULL);
+            ends[2 * count + 1] = seats_connect(w->seats, 0);
+            count++;
         }
-        idle = poll(fds, 5, 50) == 0 ? idle + 1 : 0;
-        if (fds[0].revents) {
-            uint32_t i = in[0] >= 0;
-
-            in[i] = accept(w->listen_fd, NULL, NULL);
-            out[i] = seats_connect(w->seats, 0);
-        }
-        for (uint32_t i = 0; i < 4; i++) {
-            int from = fds[1 + i].fd, to = i % 2 ? in[i / 2] : out[i / 2];
-            ssize_t n = fds[1 + i].revents ? recv(from, bytes, sizeof(bytes), 0) : 0;
+        for (uint32_t i = 0; i < 2 * TAPPED; i++) {
+            ssize_t n = fds[1 + i].revents ? recv(ends[i], bytes, sizeof(bytes), 0) : 0;
 
             if (n <= 0)
                 continue;
@@ -441,17 +443,33 @@ static void *tap(void *arg)
                 memcpy(w->said + w->len, bytes, (size_t)n);
                 w->len += (size_t)n;
             }
-            if (send(to, bytes, (size_t)n, MSG_NOSIGNAL) != n)
+            if (send(ends[i ^ 1], bytes, (size_t)n, MSG_NOSIGNAL) != n)
                 return NULL;
+            if (w->cut && i == 2) {
+                w->cut = false;
+                shutdown(ends[2], SHUT_RDWR);
+                shutdown(ends[3], SHUT_RDWR);
+            }
         }
-        if (w->stop)
-            break;
     }
-    for (uint32_t i = 0; i < 2; i++) {
-        close(in[i]);
-        close(out[i]);
-    }
+    for (uint32_t i = 0; i < 2 * count; i++)
+        close(ends[i]);
     return NULL;
+}
+
+/* Both know rank 0 by the address of the tap. */
+static void tap_wire(struct table *t, struct wire_tap *w, struct seats *public,
+                     const char *addresses[2], pthread_t *thread)
+{
+    seats_take(public, 1);
+    cr_assert_eq(listen(public->fds[0], 8), 0);
+    addresses[0] = public->texts[0];
+    addresses[1] = t->seats.texts[1];
+    t->nodes[0].cfg.addresses = t->nodes[1].cfg.addresses = addresses;
+    w->listen_fd = public->fds[0];
+    w->seats = &t->seats;
+    cr_assert_eq(listen(t->nodes[0].cfg.listen_fd, 8), 0);
+    cr_assert_eq(pthread_create(thread, NULL, tap, w), 0);
 }
 
 Test(secure_join, is_not_fooled_by_a_join_that_was_recorded)
@@ -466,16 +484,8 @@ Test(secure_join, is_not_fooled_by_a_join_that_was_recorded)
     ssize_t n;
     int fd;
 
-    /* Both know rank 0 by the address of the tap. */
     sit_down(&t, 2, credentials_key(&files));
-    seats_take(&public, 1);
-    cr_assert_eq(listen(public.fds[0], 8), 0);
-    addresses[0] = public.texts[0];
-    addresses[1] = t.seats.texts[1];
-    t.nodes[0].cfg.addresses = t.nodes[1].cfg.addresses = addresses;
-    w = (struct wire_tap){.listen_fd = public.fds[0], .seats = &t.seats};
-    cr_assert_eq(listen(t.nodes[0].cfg.listen_fd, 8), 0);
-    cr_assert_eq(pthread_create(&tapping, NULL, tap, &w), 0);
+    tap_wire(&t, &w, &public, addresses, &tapping);
     join_all(&t);
     w.stop = true;
     pthread_join(tapping, NULL);
@@ -498,6 +508,104 @@ Test(secure_join, is_not_fooled_by_a_join_that_was_recorded)
     cr_expect_eq(t.nodes[0].rc, -ETIMEDOUT, "%s", t.nodes[0].err.text);
     close(public.fds[0]);
     seats_leave(&t.seats);
+}
+
+/* ---- a wire that breaks */
+
+/* With its token the connection has said all that it can say once. In TLS it may say it again. */
+Test(secure_join, makes_a_data_connection_again)
+{
+    static struct wire_tap w = {.cut = true};
+    const char *addresses[2];
+    struct seats public;
+    pthread_t tapping;
+    struct table t;
+
+    sit_down(&t, 2, credentials_key(&files));
+    for (uint32_t r = 0; r < 2; r++) {
+        t.nodes[r].cfg.encrypt = true;
+        t.nodes[r].cfg.join_timeout_ns = 10 * SHUNT_NS_PER_S;
+    }
+    tap_wire(&t, &w, &public, addresses, &tapping);
+    join_all(&t);
+    cr_expect_not(w.cut);
+    expect_joined(&t, true);
+    w.stop = true;
+    pthread_join(tapping, NULL);
+    stand_up(&t);
+    close(public.fds[0]);
+}
+
+/* ---- a flood */
+
+/* More than a node has places for strangers. */
+#define FLOOD_HELD 600u
+
+struct flood {
+    struct sockaddr_in to;
+    _Atomic bool holds, stop;
+};
+
+static int connect_to(const struct sockaddr_in *to)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (connect(fd, (const struct sockaddr *)to, sizeof(*to)) == 0 || errno == EINPROGRESS)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+/* Holds as many connections as it can, which say nothing, and makes each again that it loses. */
+static void *flood(void *arg)
+{
+    struct flood *f = arg;
+    struct pollfd fds[FLOOD_HELD];
+
+    for (uint32_t i = 0; i < FLOOD_HELD; i++)
+        fds[i] = (struct pollfd){.fd = connect_to(&f->to), .events = POLLIN};
+    f->holds = true;
+    while (!f->stop) {
+        poll(fds, FLOOD_HELD, 1);
+        for (uint32_t i = 0; i < FLOOD_HELD; i++) {
+            if (fds[i].fd >= 0 && !fds[i].revents)
+                continue;
+            close(fds[i].fd);
+            fds[i].fd = connect_to(&f->to);
+        }
+    }
+    for (uint32_t i = 0; i < FLOOD_HELD; i++)
+        close(fds[i].fd);
+    return NULL;
+}
+
+/* Within less time than a stranger may be silent, so that none of them has left by itself. */
+Test(secure_join, is_heard_through_a_flood)
+{
+    struct flood f = {.to = {.sin_family = AF_INET}};
+    pthread_t flooding, joining;
+    struct table t;
+
+    sit_down(&t, 3, credentials_key(&files));
+    for (uint32_t r = 0; r < 3; r++)
+        t.nodes[r].cfg.join_timeout_ns = 4500 * SHUNT_NS_PER_MS;
+    cr_assert_eq(
+        getsockname(t.nodes[0].cfg.listen_fd, (struct sockaddr *)&f.to, &(socklen_t){sizeof(f.to)}),
+        0);
+    cr_assert_eq(listen(t.nodes[0].cfg.listen_fd, (int)FLOOD_HELD), 0);
+    cr_assert_eq(pthread_create(&flooding, NULL, flood, &f), 0);
+    while (!f.holds)
+        usleep(1000);
+    cr_assert_eq(pthread_create(&joining, NULL, join_thread, &t.nodes[0]), 0);
+    usleep(100000);           /* the places for strangers are taken */
+    t.nodes[0].absent = true; /* is at it already */
+    join_all(&t);
+    pthread_join(joining, NULL);
+    f.stop = true;
+    pthread_join(flooding, NULL);
+    t.nodes[0].absent = false;
+    expect_joined(&t, false);
+    stand_up(&t);
 }
 
 /* ---- a rendezvous */
