@@ -213,6 +213,12 @@ static void check_verbs(struct shunt_check *c, const char *path)
         return;
     }
     best = best_port(ports, count < PORTS_MAX ? count : PORTS_MAX);
+    if (strcmp(best->protocol, "RoCE") != 0) {
+        found(c, SHUNT_CHECK_MISSING, "%d port%s; %s port %u speaks %s; rows travel by TCP", count,
+              count == 1 ? "" : "s", best->device, best->port, best->protocol);
+        remedy(c, "a NIC that speaks RoCE v2, or this one set to Ethernet where it can be");
+        return;
+    }
     found(c, best->usable && !best->software ? SHUNT_CHECK_OK : SHUNT_CHECK_LIMITED,
           "%d port%s; %s port %u: %s, RoCE v2 address %s, MTU %u%s", count, count == 1 ? "" : "s",
           best->device, best->port, best->state, best->address[0] ? best->address : "none",

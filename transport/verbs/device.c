@@ -164,6 +164,12 @@ static int check_port(struct verbs_rail *rail, const struct shunt_link_options *
 
     if (ibv_query_port(rail->device, rail->port, &port))
         return shunt_error_set(err, -ENODEV, "verbs: %s is not there (--ib-port)", rail->label);
+    if (rail->device->device->transport_type == IBV_TRANSPORT_IWARP)
+        return shunt_error_set(
+            err, -ENOTSUP,
+            "verbs: %s speaks iWARP, which cannot announce a write (no immediate "
+            "data); shunt speaks RoCE v2, use --transport tcp",
+            rail->label);
     if (port.link_layer != IBV_LINK_LAYER_ETHERNET)
         return shunt_error_set(err, -ENOTSUP,
                                "verbs: %s is no Ethernet port; shunt speaks RoCE v2, use "
