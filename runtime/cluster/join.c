@@ -71,33 +71,32 @@ static void list_missing(const struct shunt_joining *j, uint32_t except, char *n
     }
 }
 
-/* What this node's person can make something of. */
+/* Why the attempts to reach the missing ones failed. */
 static void list_reasons(const struct shunt_joining *j, char *text, size_t bytes)
 {
     const char *in_tls = j->hung_up_in_tls ? ", in the TLS handshake: does it have a key?" : "";
     bool outgoing = false;
-    size_t len = 0;
 
     text[0] = '\0';
     for (uint32_t r = 0; r < j->cfg->rank; r++)
         outgoing |= !is_here(j, r) && j->connect_errno;
     if (outgoing)
-        len = (size_t)snprintf(text, bytes, " (%s%s)", strerror(j->connect_errno), in_tls);
-    if (j->turned_away && len < bytes)
-        snprintf(text + len, bytes - len, "; %u turned away, the last %s", j->turned_away,
-                 j->stranger);
+        snprintf(text, bytes, " (%s%s)", strerror(j->connect_errno), in_tls);
 }
 
 static int report_missing(const struct shunt_joining *j, struct shunt_error *err)
 {
-    char names[256], reasons[256];
+    char names[256], reasons[128], turned_away[64] = "";
 
     list_missing(j, j->cfg->rank, names, sizeof(names));
     list_reasons(j, reasons, sizeof(reasons));
+    if (j->turned_away)
+        snprintf(turned_away, sizeof(turned_away), "; %u turned away, the last ", j->turned_away);
     return shunt_error_set(err, -ETIMEDOUT,
                            "no answer within %.10g s from %s%s; start the missing nodes, or give "
-                           "them longer with --join-timeout",
-                           (double)j->cfg->join_timeout_ns / 1e9, names, reasons);
+                           "them longer with --join-timeout%s%s",
+                           (double)j->cfg->join_timeout_ns / 1e9, names, reasons, turned_away,
+                           j->turned_away ? j->stranger.text : "");
 }
 
 /* ---- what all agree on */

@@ -77,11 +77,11 @@ struct shunt_joining {
     int listen_fd;
     uint16_t live_port;
     int64_t deadline_ns;
-    int connect_errno;    /* of the last attempt that failed */
-    bool hung_up_in_tls;  /* that attempt */
-    int socket_errno;     /* this node cannot have another socket; 0: it can */
-    uint32_t turned_away; /* strangers without the rack's credentials */
-    char stranger[160];   /* the last of them */
+    int connect_errno;           /* of the last attempt that failed */
+    bool hung_up_in_tls;         /* that attempt */
+    int socket_errno;            /* this node cannot have another socket; 0: it can */
+    uint32_t turned_away;        /* strangers without the rack's credentials */
+    struct shunt_error stranger; /* the last of them, and why */
 };
 
 /* ---- join.c */

@@ -125,9 +125,9 @@ static void note_stranger(struct shunt_joining *j, const struct shunt_connection
     char text[64];
 
     shunt_address_print(&c->from, text, sizeof(text));
-    snprintf(j->stranger, sizeof(j->stranger), "%s: %s", text, why);
+    shunt_error_set(&j->stranger, -EACCES, "%s: %s", text, why);
     if (j->turned_away++ == 0 && j->tls)
-        shunt_notify_say(&j->cfg->notify, "turned away %s", j->stranger);
+        shunt_notify_say(&j->cfg->notify, "turned away %s", j->stranger.text);
 }
 
 static int turn_away(struct shunt_connection *c)
