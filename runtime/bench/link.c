@@ -38,7 +38,9 @@ struct run {
     uint64_t met, data, answers, lasts; /* words of the peer's that have been awaited */
     struct shunt_ticks ticks;
     double tick_ns;
-    int64_t *samples;
+    int64_t *samples; /* [SAMPLES_MAX], in ticks: of round trips */
+    int64_t shortest, longest;
+    uint64_t random;
 };
 
 void shunt_bench_link_init(struct shunt_bench_link *link)
@@ -119,19 +121,49 @@ static int64_t ns_since(const struct run *r, int64_t ticks)
 
 static bool goes_on(const struct run *r, const struct plan *p, uint64_t done, int64_t begin)
 {
-    if (done >= SAMPLES_MAX)
-        return false;
     if (p->iterations > 0)
         return done < p->iterations;
     return ns_since(r, begin) < p->duration_ns;
 }
 
-/* Round trips in ticks to one way in ns. */
-static struct shunt_bench_times summarize(struct run *r, uint64_t count)
+/* Of more than SAMPLES_MAX, each is kept with the same probability (Vitter, "Random sampling with a
+ * reservoir", algorithm R). */
+static void keep(struct run *r, uint64_t done, int64_t sample)
 {
-    for (uint64_t i = 0; i < count; i++)
-        r->samples[i] = (int64_t)((double)r->samples[i] * r->tick_ns / 2);
-    return shunt_bench_summarize(r->samples, count);
+    uint64_t at = done;
+
+    if (done >= SAMPLES_MAX) {
+        r->random = r->random * 6364136223846793005u + 1442695040888963407u;
+        at = (uint64_t)((double)(r->random >> 11) * 0x1p-53 * (double)(done + 1));
+    }
+    if (at < SAMPLES_MAX)
+        r->samples[at] = sample;
+    if (sample < r->shortest)
+        r->shortest = sample;
+    if (sample > r->longest)
+        r->longest = sample;
+}
+
+/* A round trip in ticks, as one way in ns. */
+static int64_t one_way_ns(const struct run *r, int64_t ticks)
+{
+    return (int64_t)((double)ticks * r->tick_ns / 2);
+}
+
+static struct shunt_bench_times summarize(struct run *r, uint64_t done)
+{
+    const uint64_t kept = done < SAMPLES_MAX ? done : SAMPLES_MAX;
+    struct shunt_bench_times times;
+
+    for (uint64_t i = 0; i < kept; i++)
+        r->samples[i] = one_way_ns(r, r->samples[i]);
+    times = shunt_bench_summarize(r->samples, kept);
+    if (done > kept) {
+        times.count = done;
+        times.min_ns = one_way_ns(r, r->shortest);
+        times.max_ns = one_way_ns(r, r->longest);
+    }
+    return times;
 }
 
 /* Each sample begins where the one before it ended: nothing is left out. */
@@ -145,12 +177,14 @@ static int measure_latency(struct run *r, const struct plan *p, uint64_t bytes,
 
     if (!is_client(r))
         return pong(r, bytes, err);
+    r->shortest = INT64_MAX;
+    r->longest = 0;
     for (; !rc && goes_on(r, p, done, begin); done++) {
         int64_t now;
 
         rc = ping(r, bytes, err);
         now = shunt_ticks_now(&r->ticks);
-        r->samples[done] = now - before;
+        keep(r, done, now - before);
         before = now;
     }
     if (!rc)
