@@ -61,6 +61,7 @@ struct peer {
     uint32_t under_way; /* of its window: puts begun and not yet released there */
     uint32_t arrived;   /* its puts ARRIVED here and not released */
     uint32_t untold;    /* released and not told */
+    int send_error;     /* 0: the stream takes bytes; else it is lost once read to its end */
     bool crediting;     /* `credit` is under way */
     struct open_put credit;
 
@@ -183,13 +184,14 @@ static int tcp_open(struct shunt_transport **out, const struct shunt_transport_c
 
 /* ---- sending */
 
-/* Sends what the stream takes. Return: true when it is sent whole. */
+/* Sends what the stream takes. Return: true when it is sent whole. A stream that takes no more may
+ * still hold what the peer was told is SENT: the error waits until that has been read. */
 static bool send_some(struct peer *p, struct open_put *put)
 {
     const uint64_t header_bytes = sizeof(put->header);
     uint64_t total = header_bytes + put->header.bytes;
 
-    while (put->sent < total) {
+    while (put->sent < total && !p->send_error) {
         struct iovec iov[2];
         int count = 0;
         uint64_t payload_sent = put->sent > header_bytes ? put->sent - header_bytes : 0;
@@ -204,12 +206,12 @@ static bool send_some(struct peer *p, struct open_put *put)
         n = shunt_stream_sendv(&p->stream, iov, count);
         if (n < 0) {
             if (n != -EAGAIN)
-                lose(p, (int)n, strerrordesc_np((int)-n));
+                p->send_error = (int)n;
             return false;
         }
         put->sent += (uint64_t)n;
     }
-    return true;
+    return put->sent == total;
 }
 
 /* What has been released since it was last told. */
@@ -395,6 +397,8 @@ static bool receive_once(struct shunt_transport *t, struct peer *p)
     }
     if (n == 0)
         lose(p, -ECONNRESET, "it closed the connection");
+    else if (n == -EAGAIN && p->send_error)
+        lose(p, p->send_error, strerrordesc_np(-p->send_error));
     else if (n != -EAGAIN)
         lose(p, (int)n, strerrordesc_np((int)-n));
     return false;
@@ -475,7 +479,7 @@ static bool wants_to_send(const struct peer *p)
 }
 
 /* True when a poll would hand something out whatever the socket says: a put that is staged whole,
- * since the last poll had no room for it, or a loss. */
+ * since the last poll had no room for it, or a loss, known or near. */
 static bool has_completion(const struct peer *p)
 {
     uint64_t staged = p->stage_end - p->stage_begin;
@@ -485,6 +489,8 @@ static bool has_completion(const struct peer *p)
         return true;
     if (!is_there(p))
         return false;
+    if (p->send_error)
+        return true;
     if (p->in_payload)
         return staged >= p->incoming.bytes - p->received;
     if (staged < sizeof(next))
