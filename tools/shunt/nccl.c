@@ -21,7 +21,7 @@ struct variable {
 };
 
 static const struct variable variables[] = {
-    {"NCCL_IB_GID_INDEX", offsetof(struct shunt_link_options, gid_index), 0, 65535, 1},
+    {"NCCL_IB_GID_INDEX", offsetof(struct shunt_link_options, gid_index), 0, 255, 1},
     {"NCCL_IB_TC", offsetof(struct shunt_link_options, tclass), 0, 255, 1},
     {"NCCL_IB_SL", offsetof(struct shunt_link_options, sl), 0, 7, 1},
     {"NCCL_IB_TIMEOUT", offsetof(struct shunt_link_options, qp_timeout), 1, 31, 0},

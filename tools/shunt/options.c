@@ -245,7 +245,7 @@ static const struct number_option numbers[] = {
     {"--threads", offsetof(struct shunt_config, threads), 0, 256, 0},
     {"--rank", offsetof(struct shunt_config, rank), 0, NODES_MAX - 1, 0},
     {"--ib-port", LINK(port), 1, 255, 0},
-    {"--gid-index", LINK(gid_index), 0, 65535, 1},
+    {"--gid-index", LINK(gid_index), 0, 255, 1},
     {"--mtu", LINK(mtu), 256, 4096, 0},
     {"--tclass", LINK(tclass), 0, 255, 1},
     {"--sl", LINK(sl), 0, 7, 1},

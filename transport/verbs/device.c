@@ -115,7 +115,9 @@ static int choose_gid(struct verbs_rail *rail, const struct shunt_link_options *
     for (ssize_t i = 0; i < n && !found; i++) {
         const struct ibv_gid_entry *e = &entries[i];
 
-        if (e->port_num != rail->port || e->gid_type != IBV_GID_TYPE_ROCE_V2)
+        /* A queue pair's path has 8 bits for the index. */
+        if (e->port_num != rail->port || e->gid_type != IBV_GID_TYPE_ROCE_V2 ||
+            e->gid_index > UINT8_MAX)
             continue;
         if (GID_CHOSEN(link)  ? e->gid_index == link->gid_index - 1
             : is_zero(wanted) ? verbs_gid_has_ipv4(&e->gid)
