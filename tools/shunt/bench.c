@@ -454,9 +454,11 @@ static json_t *head_json(const struct bench *b, enum shunt_bench_hardware hardwa
 /* Takes the object over. Return: exit code. */
 static int write_json(const struct bench *b, struct report_file *f, json_t *o)
 {
-    const bool written = o && json_dumpf(o, f->file, JSON_INDENT(2)) == 0 &&
-                         fputc('\n', f->file) != EOF && fflush(f->file) == 0;
+    bool written;
 
+    fflush(stdout); /* the figures may go there as well */
+    written = o && json_dumpf(o, f->file, JSON_INDENT(2)) == 0 && fputc('\n', f->file) != EOF &&
+              fflush(f->file) == 0;
     json_decref(o);
     if (!written) {
         complain("%s: %s", b->json, strerror(errno));
