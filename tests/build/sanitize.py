@@ -72,8 +72,10 @@ with tempfile.TemporaryDirectory() as temp:
     run([shunt, 'doctor', model], 0)
     run([shunt, 'run', '-m', model, *rack, '-n', '8', '--transport', 'shm', *prompts, '--verify'], 0)
     for transport in ('tcp', 'shm'):
-        run([shunt, 'bench', 'link', '--local', '--transport', transport, '-a', '-n', '20', '-b'], 0)
-        run([shunt, 'bench', 'dispatch', '--nodes', '3', '--transport', transport, '--hidden', '512', '-n', '20'], 0)
+        run([shunt, 'bench', 'link', '--local', '--transport', transport, '-a', '-n', '20', '-b', '--busy-poll', '20'],
+            0)
+        run([shunt, 'bench', 'dispatch', '--nodes', '3', '--transport', transport, '--hidden', '512', '-n', '20',
+             '--busy-poll', '20'], 0)
     for cut in (0, 3, 100, 5000, 61000, 700000):
         with open(model, 'rb') as f, open(f'{temp}/cut.gguf', 'wb') as out:
             out.write(f.read(cut))
