@@ -150,11 +150,3 @@ bool verbs_deregister(struct shunt_transport *t)
         gone &= deregister_block(&t->memory[i], t->rail_count);
     return gone;
 }
-
-const struct verbs_block *verbs_find_block(const struct shunt_transport *t, const unsigned char *at)
-{
-    for (uint32_t i = 0; i < t->memory_count; i++)
-        if (at >= t->memory[i].base && at < t->memory[i].base + t->memory[i].bytes)
-            return &t->memory[i];
-    return NULL;
-}

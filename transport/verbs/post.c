@@ -98,6 +98,13 @@ static struct verbs_share share_of(const struct shunt_transport *t, const struct
                                 .open = true};
 }
 
+/* The processor copies what goes inline, and must be able to read it. */
+static bool is_inline(const struct verbs_lane *lane, const struct verbs_block *block,
+                      uint64_t bytes)
+{
+    return bytes <= lane->inline_max && !block->of_device;
+}
+
 /* The next write of what is left: as far as one work request, one block here and one there go. */
 static struct write next_write(const struct shunt_transport *t, const struct verbs_peer *p,
                                const struct verbs_put *put, uint32_t rail)
@@ -121,11 +128,16 @@ static struct write next_write(const struct shunt_transport *t, const struct ver
         .src = src,
         .bytes = (uint32_t)bytes,
         .lkey = block->mrs[rail]->lkey,
-        /* The processor copies what goes inline, and must be able to read it. */
-        .inlined = bytes <= p->lanes[rail].inline_max && !block->of_device,
+        .inlined = is_inline(&p->lanes[rail], block, bytes),
         .to = p->word.inbox + at,
         .rkey = p->word.rails[rail].rkeys[at / VERBS_BLOCK_BYTES],
     };
+}
+
+static void lose_lane(struct shunt_transport *t, uint32_t peer, uint32_t rail, int rc)
+{
+    verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more writes: %s",
+               t->peers[peer].lanes[rail].qp->qp_num, t->rails[rail].label, strerror(rc));
 }
 
 /* Posts what the send queue has room for of the put that comes next on this rail. Return: true when
@@ -167,8 +179,7 @@ static bool post_share(struct shunt_transport *t, uint32_t peer, uint32_t rail)
     t->counters.signalled++;
     rc = post(lane, writes, n);
     if (rc) {
-        verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more writes: %s", lane->qp->qp_num,
-                   t->rails[rail].label, strerror(rc));
+        lose_lane(t, peer, rail, rc);
         return false;
     }
     if (done) {
@@ -215,6 +226,63 @@ void verbs_post_puts(struct shunt_transport *t, uint32_t peer)
         t->waiting &= ~(1ull << peer);
     else
         t->waiting |= 1ull << peer;
+}
+
+/* True when the put can be one write: it lies in one block here and in one there. */
+static bool is_one_write(const struct shunt_transport *t, const struct verbs_put *put,
+                         const struct verbs_block *block)
+{
+    return block && put->bytes > 0 && put->bytes <= t->rails[0].write_max &&
+           put->bytes <= (uint64_t)(block->base + block->bytes - put->src) &&
+           put->bytes <= VERBS_BLOCK_BYTES - put->off % VERBS_BLOCK_BYTES;
+}
+
+/* Posts the newest put when nothing waits before it and it is one write on the only rail: what most
+ * puts are, and their way is as short as that. Return: false when it has to go the long way. */
+static bool post_at_once(struct shunt_transport *t, uint32_t peer)
+{
+    struct verbs_peer *p = &t->peers[peer];
+    struct verbs_lane *lane = &p->lanes[0];
+    struct verbs_put *put = &p->puts[(p->first + lane->posted) % SHUNT_TRANSPORT_DEPTH];
+    const struct verbs_block *block;
+    struct write w;
+    int rc;
+
+    if (t->rail_count > 1 || lane->posted + 1 != p->count ||
+        p->unreleased == SHUNT_TRANSPORT_WINDOW || lane->sends + VERBS_CREDITS_MAX >= VERBS_SENDS)
+        return false;
+    block = verbs_find_block(t, put->src);
+    if (!is_one_write(t, put, block))
+        return false;
+    w = (struct write){
+        .id = verbs_id(VERBS_PUT, peer, 0, 1),
+        .src = put->src,
+        .bytes = (uint32_t)put->bytes,
+        .lkey = block->mrs[0]->lkey,
+        .rkey = p->word.rails[0].rkeys[put->off / VERBS_BLOCK_BYTES],
+        .imm = put->imm,
+        .to = p->word.inbox + put->off,
+        .with_imm = true,
+        .signalled = true,
+        .inlined = is_inline(lane, block, put->bytes),
+    };
+    put->begun = true;
+    put->pending = 1;
+    p->unreleased++;
+    lane->sends++;
+    lane->posted++;
+    t->counters.writes++;
+    t->counters.signalled++;
+    rc = post(lane, &w, 1);
+    if (rc)
+        lose_lane(t, peer, 0, rc);
+    return true;
+}
+
+void verbs_post_new(struct shunt_transport *t, uint32_t peer)
+{
+    if (!post_at_once(t, peer))
+        verbs_post_puts(t, peer);
 }
 
 /* ---- credit and receives */

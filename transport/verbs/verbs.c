@@ -409,7 +409,7 @@ static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, 
     p->count++;
     t->counters.puts_sent++;
     t->counters.bytes_sent += bytes;
-    verbs_post_puts(t, peer);
+    verbs_post_new(t, peer);
     return 0;
 }
 

@@ -190,8 +190,14 @@ int verbs_register(struct shunt_transport *t, const struct shunt_transport_confi
 /* Return: false when a device still holds some of the memory. */
 bool verbs_deregister(struct shunt_transport *t);
 /* The block in which bytes from `at` on lie, up to its end; NULL when they lie in none. */
-const struct verbs_block *verbs_find_block(const struct shunt_transport *t,
-                                           const unsigned char *at);
+static inline const struct verbs_block *verbs_find_block(const struct shunt_transport *t,
+                                                         const unsigned char *at)
+{
+    for (uint32_t i = 0; i < t->memory_count; i++)
+        if ((uintptr_t)at - (uintptr_t)t->memory[i].base < t->memory[i].bytes)
+            return &t->memory[i];
+    return NULL;
+}
 
 /* connect.c: makes the queue pairs, tells the peers, and waits for them. */
 int verbs_connect(struct shunt_transport *t, const struct shunt_patience *patience,
@@ -199,6 +205,8 @@ int verbs_connect(struct shunt_transport *t, const struct shunt_patience *patien
 
 /* post.c */
 void verbs_post_receive(struct shunt_transport *t, uint32_t peer, uint32_t rail);
+/* Posts what may go; the newest put was not there before. */
+void verbs_post_new(struct shunt_transport *t, uint32_t peer);
 void verbs_post_puts(struct shunt_transport *t, uint32_t peer);
 /* Says what has been released, as far as the send queue has room. */
 void verbs_post_credit(struct shunt_transport *t, uint32_t peer);
