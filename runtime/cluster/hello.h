@@ -7,7 +7,8 @@
  *             hello     >   who is there, and all that must fit
  *             answer    <   refused, and nothing more; or accepted, with a hello and a grant
  *             table     <   only from rank 0, to those who know no other address: everybody's
- *   data      prologue  >   in clear: the token of the grant, which is good once
+ *   data      prologue  >   in clear: the token of the grant, which is good once; where TLS
+ *                           follows, for as many as show it until one is through with TLS
  *             TLS, where rows are to be encrypted or the transport says things that are secret
  *             answer    <   refused or accepted
  *

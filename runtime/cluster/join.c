@@ -14,8 +14,6 @@
 #include "runtime/base/clock.h"
 #include "runtime/cluster/join_impl.h"
 
-/* A stranger who connects and stays silent holds a place no longer than this. */
-#define STRANGER_TIMEOUT_NS (5 * SHUNT_NS_PER_S)
 /* One that has begun to speak keeps its place so long, however many others want it. */
 #define STRANGER_GRACE_NS (1 * SHUNT_NS_PER_S)
 /* Connections accepted and not yet known, beyond those the rack needs: so many, and no more than a
@@ -268,8 +266,7 @@ static bool accept_one(struct shunt_joining *j)
     c->stream = (struct shunt_stream){.fd = fd};
     c->from = from;
     c->kind = SHUNT_STREAM_CONTROL;
-    c->since_ns = shunt_now_ns();
-    c->deadline_ns = c->since_ns + STRANGER_TIMEOUT_NS;
+    shunt_join_make_stranger(c);
     return true;
 }
 

@@ -45,10 +45,10 @@ struct shunt_connection {
     bool outgoing;
     struct shunt_address from; /* incoming */
     bool admitted; /* incoming: it belongs to `rank`; until then it may have to make room */
-    uint32_t rank; /* of the peer; incoming: once admitted */
+    uint32_t rank; /* of the peer; incoming: as its hello or token has it */
     enum shunt_stream_kind kind;
     short events;        /* that SHAKING waits for */
-    int64_t since_ns;    /* incoming: when it came */
+    int64_t since_ns;    /* incoming: a stranger since */
     int64_t deadline_ns; /* of an incoming one that is not admitted; WAITING: to try again */
     union shunt_join_message message;
     size_t bytes, done; /* of the message: due, and there */
@@ -96,6 +96,10 @@ int shunt_join_take_table(struct shunt_joining *j, const struct shunt_table *tab
 /* ---- join_peer.c */
 
 void shunt_join_drop(struct shunt_connection *c);
+
+/* From now on an incoming one has a stranger's time to show that it belongs here. */
+void shunt_join_make_stranger(struct shunt_connection *c);
+
 void shunt_join_connect(struct shunt_joining *j, struct shunt_connection *c);
 
 /* Goes on with a connection as far as it can be gone. Return: 0; or what ends the join. */

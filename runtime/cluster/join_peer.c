@@ -9,6 +9,8 @@
 #include "runtime/cluster/join_impl.h"
 
 #define RETRY_NS (50 * SHUNT_NS_PER_MS)
+/* A stranger who connects and stays silent holds a place no longer than this. */
+#define STRANGER_TIMEOUT_NS (5 * SHUNT_NS_PER_S)
 /* For an alert to arrive before the reset that unread bytes would cause. */
 #define TURN_AWAY_NS (SHUNT_NS_PER_S)
 #define DRAIN_BYTES  (64u << 10)
@@ -37,6 +39,13 @@ void shunt_join_drop(struct shunt_connection *c)
     explicit_bzero(&c->message, sizeof(c->message)); /* a token, a key */
     c->state = SHUNT_JOIN_UNUSED;
     c->admitted = false;
+}
+
+void shunt_join_make_stranger(struct shunt_connection *c)
+{
+    c->admitted = false;
+    c->since_ns = shunt_now_ns();
+    c->deadline_ns = c->since_ns + STRANGER_TIMEOUT_NS;
 }
 
 static int retry_later(struct shunt_joining *j, struct shunt_connection *c, int error)
@@ -491,8 +500,8 @@ static int send_table(struct shunt_joining *j, struct shunt_connection *c)
 }
 
 /* A token is good for one connection: it goes over the wire in clear, and whoever has seen it could
- * show it too. Where TLS follows, that shows who it was, and a connection that broke before may be
- * made again. */
+ * show it too. Where TLS follows, the first that is through with it has the place: one that broke
+ * before may be made again, and one that stalls before keeps nobody from it. */
 static bool is_spent(const struct shunt_joining *j, uint32_t rank)
 {
     return j->places[rank].spent && (!j->data_tls || is_taken(j, rank, SHUNT_STREAM_DATA));
@@ -517,8 +526,16 @@ static int take_prologue(struct shunt_joining *j, struct shunt_connection *c)
     return hold(c, SHUNT_JOIN_DATA_ANSWER);
 }
 
+/* The token has been shown, and anybody who has seen it could do so. */
+static int shake_data(struct shunt_joining *j, struct shunt_connection *c, struct shunt_error *err)
+{
+    shunt_join_make_stranger(c);
+    return start_tls(j, c, err);
+}
+
 static int accept_data(struct shunt_connection *c)
 {
+    c->admitted = true;
     c->message.head =
         (struct shunt_message_head){.magic = SHUNT_ANSWER_MAGIC, .word = SHUNT_ACCEPTED};
     c->part = SHUNT_JOIN_DATA_ANSWER;
@@ -529,9 +546,14 @@ static int accept_data(struct shunt_connection *c)
 
 static int is_shaken(struct shunt_joining *j, struct shunt_connection *c)
 {
-    if (c->kind == SHUNT_STREAM_DATA)
-        return c->outgoing ? expect(c, SHUNT_JOIN_DATA_ANSWER) : accept_data(c);
-    return c->outgoing ? send_hello(j, c) : expect(c, SHUNT_JOIN_HELLO);
+    if (c->kind == SHUNT_STREAM_CONTROL)
+        return c->outgoing ? send_hello(j, c) : expect(c, SHUNT_JOIN_HELLO);
+    if (c->outgoing)
+        return expect(c, SHUNT_JOIN_DATA_ANSWER);
+    if (!is_taken(j, c->rank, SHUNT_STREAM_DATA))
+        return accept_data(c);
+    shunt_join_drop(c);
+    return WAITS;
 }
 
 static int handshake_failed(struct shunt_joining *j, struct shunt_connection *c,
@@ -648,7 +670,7 @@ static int go_on(struct shunt_joining *j, struct shunt_connection *c, struct shu
     default:
         if (!j->settled)
             return WAITS;
-        return j->data_tls ? start_tls(j, c, err) : accept_data(c);
+        return j->data_tls ? shake_data(j, c, err) : accept_data(c);
     }
 }
 

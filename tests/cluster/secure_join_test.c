@@ -410,9 +410,20 @@ struct wire_tap {
     unsigned char said[1 << 16]; /* by the first that connected */
     size_t len;
     struct seats *seats;
-    bool cut; /* the second connection, once it has said something */
+    /* Breaks the second connection, once it has said something: as both see it, or as only the one
+     * that connected does. */
+    bool cut, cut_here;
     _Atomic bool stop;
 };
+
+static void cut(struct wire_tap *w, const int ends[2])
+{
+    if (w->cut || w->cut_here)
+        shutdown(ends[0], SHUT_RDWR);
+    if (w->cut)
+        shutdown(ends[1], SHUT_RDWR);
+    w->cut = w->cut_here = false;
+}
 
 /* Hands on what the connections say, and keeps what came on the first. */
 static void *tap(void *arg)
@@ -444,12 +455,9 @@ static void *tap(void *arg)
                 w->len += (size_t)n;
             }
             if (send(ends[i ^ 1], bytes, (size_t)n, MSG_NOSIGNAL) != n)
-                return NULL;
-            if (w->cut && i == 2) {
-                w->cut = false;
-                shutdown(ends[2], SHUT_RDWR);
-                shutdown(ends[3], SHUT_RDWR);
-            }
+                continue; /* to an end that was cut */
+            if (i == 2)
+                cut(w, ends + 2);
         }
     }
     for (uint32_t i = 0; i < 2 * count; i++)
@@ -512,10 +520,8 @@ Test(secure_join, is_not_fooled_by_a_join_that_was_recorded)
 
 /* ---- a wire that breaks */
 
-/* With its token the connection has said all that it can say once. In TLS it may say it again. */
-Test(secure_join, makes_a_data_connection_again)
+static void join_across(struct wire_tap *w)
 {
-    static struct wire_tap w = {.cut = true};
     const char *addresses[2];
     struct seats public;
     pthread_t tapping;
@@ -526,14 +532,31 @@ Test(secure_join, makes_a_data_connection_again)
         t.nodes[r].cfg.encrypt = true;
         t.nodes[r].cfg.join_timeout_ns = 10 * SHUNT_NS_PER_S;
     }
-    tap_wire(&t, &w, &public, addresses, &tapping);
+    tap_wire(&t, w, &public, addresses, &tapping);
     join_all(&t);
-    cr_expect_not(w.cut);
+    cr_expect(!w->cut && !w->cut_here);
     expect_joined(&t, true);
-    w.stop = true;
+    w->stop = true;
     pthread_join(tapping, NULL);
     stand_up(&t);
     close(public.fds[0]);
+}
+
+/* With its token the connection has said all that it can say once. In TLS it may say it again. */
+Test(secure_join, makes_a_data_connection_again)
+{
+    static struct wire_tap w = {.cut = true};
+
+    join_across(&w);
+}
+
+/* One that has shown the token and goes no further, as anybody could who has seen it: here what is
+ * left of the peer's own first attempt. */
+Test(secure_join, does_not_keep_the_place_for_a_token_alone)
+{
+    static struct wire_tap w = {.cut_here = true};
+
+    join_across(&w);
 }
 
 /* ---- a flood */
