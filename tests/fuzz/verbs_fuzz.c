@@ -7,6 +7,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+#define INBOX_MAX (VERBS_INBOX_BLOCKS_MAX * VERBS_BLOCK_BYTES)
+
 /* Fields that pass where the first byte says so, else few inputs would get beyond the first check.
  */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -20,7 +22,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     memset(w, 0, sizeof(*w));
     memcpy(w, data + 1, size - 1 < sizeof(*w) ? size - 1 : sizeof(*w));
-    peers[1].inbox_bytes = w->inbox_bytes % (VERBS_INBOX_BLOCKS_MAX * VERBS_BLOCK_BYTES);
+    peers[1].inbox_bytes = data[0] & 16 ? w->inbox_bytes : w->inbox_bytes % (2 * INBOX_MAX);
     if (data[0] & 1)
         w->magic = WORD_MAGIC, w->version = WORD_VERSION;
     if (data[0] & 2)
@@ -30,11 +32,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             (uint32_t)((peers[1].inbox_bytes + VERBS_BLOCK_BYTES - 1) / VERBS_BLOCK_BYTES);
     if (data[0] & 8)
         w->rail_count = 2;
+    for (uint32_t r = 0; r < 2 && data[0] & 32; r++) {
+        w->rails[r].mtu = IBV_MTU_1024;
+        w->rails[r].qpn &= PSN_MASK;
+        w->rails[r].psn &= PSN_MASK;
+    }
     if (check_word(&t, 1, &err))
         return 0;
     /* What is taken can be used: no field of it indexes beyond what it is for. */
     if (w->rail_count > VERBS_RAILS_MAX || w->block_count > VERBS_INBOX_BLOCKS_MAX ||
-        w->inbox + w->inbox_bytes < w->inbox)
+        w->inbox_bytes > w->block_count * VERBS_BLOCK_BYTES || w->inbox + w->inbox_bytes < w->inbox)
         __builtin_trap();
     for (uint32_t r = 0; r < w->rail_count; r++)
         if (w->rails[r].mtu < IBV_MTU_256 || w->rails[r].mtu > IBV_MTU_4096 ||

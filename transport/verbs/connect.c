@@ -186,7 +186,8 @@ static int check_word(const struct shunt_transport *t, uint32_t peer, struct shu
     uint64_t blocks = (p->inbox_bytes + VERBS_BLOCK_BYTES - 1) / VERBS_BLOCK_BYTES;
 
     if (w->magic != WORD_MAGIC || w->version != WORD_VERSION || w->inbox_bytes != p->inbox_bytes ||
-        w->block_count != blocks || w->inbox + w->inbox_bytes < w->inbox)
+        w->inbox_bytes > VERBS_INBOX_BLOCKS_MAX * VERBS_BLOCK_BYTES || w->block_count != blocks ||
+        w->inbox + w->inbox_bytes < w->inbox)
         return shunt_error_set(err, -EPROTO,
                                "verbs: rank %" PRIu32 " says something else than shunt %s does",
                                peer, shunt_version());
