@@ -182,14 +182,25 @@ static void check_direct(struct shunt_check *c, const char *path)
 
 /* ---- devices */
 
-/* The port that says most: a usable one, of a NIC rather than of software. */
+static bool speaks_roce(const struct verbs_port *p)
+{
+    return strcmp(p->protocol, "RoCE") == 0;
+}
+
+/* A usable port is worth more than any other; one that may become so by a cable or an address more
+ * than one that never will; and a NIC's more than one in software. */
+static uint32_t worth(const struct verbs_port *p)
+{
+    return 4u * p->usable + 2u * speaks_roce(p) + !p->software;
+}
+
+/* The port that says most. */
 static const struct verbs_port *best_port(const struct verbs_port *ports, int count)
 {
     const struct verbs_port *best = &ports[0];
 
     for (int i = 1; i < count; i++)
-        if (ports[i].usable > best->usable ||
-            (ports[i].usable == best->usable && ports[i].software < best->software))
+        if (worth(&ports[i]) > worth(best))
             best = &ports[i];
     return best;
 }
@@ -213,7 +224,7 @@ static void check_verbs(struct shunt_check *c, const char *path)
         return;
     }
     best = best_port(ports, count < PORTS_MAX ? count : PORTS_MAX);
-    if (strcmp(best->protocol, "RoCE") != 0) {
+    if (!speaks_roce(best)) {
         found(c, SHUNT_CHECK_MISSING, "%d port%s; %s port %u speaks %s; rows travel by TCP", count,
               count == 1 ? "" : "s", best->device, best->port, best->protocol);
         remedy(c, "a NIC that speaks RoCE v2, or this one set to Ethernet where it can be");
