@@ -337,7 +337,9 @@ static int finish_link_options(struct bench *b)
 {
     int rc = check_link_options(b->command, &b->rack.link, b->rack.transport);
 
-    link_environment(&b->rack.link);
+    /* A figure is not to name a device that had no part in it. */
+    if (!strcmp(b->rack.transport, "verbs"))
+        link_environment(&b->rack.link);
     return rc ? rc : multiply_devices(b);
 }
 
