@@ -41,6 +41,7 @@ struct bench {
     struct shunt_bench_link link;
     uint64_t sizes[SIZES_MAX];
     const char *server, *listen;
+    const char *asks; /* an option that says what is measured, or where figures go; NULL: none */
     /* dispatch */
     struct shunt_bench_dispatch dispatch;
 };
@@ -205,13 +206,16 @@ static int link_option(void *ctx, const char *name, const char *value)
             return usage_error(b->command, "'%s': one server is enough", value);
         return b->server = value, 0;
     }
-    rc = rack_option(b, name, value);
-    if (rc >= 0)
-        return rc;
     if (!strcmp(name, "--listen"))
         return b->listen = value, 0;
     if (!strcmp(name, "--local"))
         return b->local = true, 0;
+    if (!strcmp(name, "--json"))
+        b->asks = name;
+    rc = rack_option(b, name, value);
+    if (rc >= 0)
+        return rc;
+    b->asks = name;
     if (!strcmp(name, "--all"))
         return take_all_sizes(b);
     if (!strcmp(name, "--only"))
@@ -580,6 +584,11 @@ static int bench_link(int argc, char **argv)
         return rc < 0 ? EXIT_DONE : rc;
     if (b.local + (b.server != NULL) + (b.listen != NULL) > 1)
         return usage_error(b.command, "--local, --listen and a server: which?");
+    if (b.asks && !b.local && !b.server)
+        return usage_error(b.command,
+                           "%s: the client says what is measured and has the figures; give it a "
+                           "server, or --local",
+                           b.asks);
     if (finish_link_options(&b))
         return EXIT_USAGE;
     return b.local ? run_local(&b, 2, 1, be_link) : link_between_hosts(&b);
