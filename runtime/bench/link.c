@@ -259,8 +259,10 @@ static int measure_size(struct run *r, uint64_t bytes, struct shunt_bench_link_r
                         struct shunt_error *err)
 {
     struct plan warm = r->plan;
-    int rc = meet(r, err);
+    int rc;
 
+    r->tick_ns = shunt_ticks_ns(&r->ticks); /* the more exact, the later */
+    rc = meet(r, err);
     warm.iterations = bytes > 65536 ? 50 : 500;
     *result = (struct shunt_bench_link_result){.bytes = bytes};
     if (!rc && r->plan.measure != SHUNT_BENCH_BANDWIDTH) {
@@ -336,8 +338,6 @@ static int make_plan(struct run *r, const struct shunt_bench_link *link, struct 
 /* Areas of the size that the client has asked for when it said hello, on both sides. */
 static int open_run(struct run *r, struct shunt_error *err)
 {
-    int rc;
-
     r->area_bytes = (uint64_t)shunt_rack_nodes(r->b.rack)[CLIENT].rows_max * PAGE;
     r->b.inbox_bytes[0] = r->b.inbox_bytes[1] = PAGE + AREAS * r->area_bytes;
     r->samples = malloc(SAMPLES_MAX * sizeof(*r->samples));
@@ -345,9 +345,7 @@ static int open_run(struct run *r, struct shunt_error *err)
         return shunt_error_set(err, -ENOMEM, "out of memory for the samples");
     shunt_ticks_start(&r->ticks);
     memset(r->samples, 0, SAMPLES_MAX * sizeof(*r->samples)); /* its pages are there */
-    rc = shunt_bench_open(&r->b, PAGE + AREAS * r->area_bytes, err);
-    r->tick_ns = shunt_ticks_ns(&r->ticks);
-    return rc;
+    return shunt_bench_open(&r->b, PAGE + AREAS * r->area_bytes, err);
 }
 
 static int measure(struct run *r, const struct shunt_bench_rack *rack,
