@@ -80,7 +80,8 @@ struct shunt_bench_link_result {
     /* Latency: half of the time of a put and its answer, a put of the same size, until that has
      * ARRIVED. One follows the other, and where one's time ends the next one's begins. */
     struct shunt_bench_times latency;
-    /* Bandwidth: from before the first put until the peer's word that the last has ARRIVED. */
+    /* Bandwidth: from before the first put until the peer's word that the last has ARRIVED; with
+     * `bidirectional` from before the two meet, for either may then put first. */
     uint64_t messages;
     int64_t duration_ns;
     double bytes_per_second; /* with `bidirectional` of both directions together */

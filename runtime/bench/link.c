@@ -222,6 +222,20 @@ static int64_t send_stream(struct run *r, const struct plan *p, uint64_t bytes,
     return rc ? rc : (int64_t)sent;
 }
 
+/* The peer may begin as soon as it has this node's word: of what it sends none may lie before the
+ * beginning. */
+static int meet_for(struct run *r, const struct plan *p, int64_t *begin, struct shunt_error *err)
+{
+    int rc = shunt_bench_drain(&r->b, err);
+
+    *begin = shunt_ticks_now(&r->ticks);
+    if (!rc)
+        rc = meet(r, err);
+    if (!p->bidirectional)
+        *begin = shunt_ticks_now(&r->ticks);
+    return rc;
+}
+
 static int measure_bandwidth(struct run *r, const struct plan *p, uint64_t bytes,
                              struct shunt_bench_link_result *result, struct shunt_error *err)
 {
@@ -229,10 +243,11 @@ static int measure_bandwidth(struct run *r, const struct plan *p, uint64_t bytes
     const bool receives = !is_client(r) || p->bidirectional;
     const uint64_t *arrived = r->b.arrived[peer_of(r)];
     const uint64_t lasts = r->lasts;
-    const int64_t begin = shunt_ticks_now(&r->ticks);
-    int64_t sent = 0;
-    int rc = 0;
+    int64_t begin, sent = 0;
+    int rc = meet_for(r, p, &begin, err);
 
+    if (rc)
+        return rc;
     if (sends)
         sent = send_stream(r, p, bytes, err);
     if (sent < 0)
@@ -243,7 +258,7 @@ static int measure_bandwidth(struct run *r, const struct plan *p, uint64_t bytes
         rc = answer_last(r, err);
     if (!rc && sends)
         rc = await(r, SHUNT_BENCH_ANSWER, &r->answers, err);
-    if (receives) /* with LAST; the peer may have begun before this node */
+    if (receives) /* with LAST */
         sent += (int64_t)(arrived[SHUNT_BENCH_DATA] - r->data + 1);
     r->data = arrived[SHUNT_BENCH_DATA];
     result->messages = (uint64_t)sent;
@@ -272,11 +287,7 @@ static int measure_size(struct run *r, uint64_t bytes, struct shunt_bench_link_r
     }
     if (rc || r->plan.measure == SHUNT_BENCH_LATENCY)
         return rc;
-    rc = meet(r, err);
-    if (!rc)
-        rc = measure_bandwidth(r, &warm, bytes, result, err);
-    if (!rc)
-        rc = meet(r, err);
+    rc = measure_bandwidth(r, &warm, bytes, result, err);
     return rc ? rc : measure_bandwidth(r, &r->plan, bytes, result, err);
 }
 
