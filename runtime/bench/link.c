@@ -41,6 +41,7 @@ struct run {
     int64_t *samples; /* [SAMPLES_MAX], in ticks: of round trips */
     int64_t shortest, longest;
     uint64_t random;
+    struct shunt_bench_link_result results[SIZES_MAX]; /* rank 1's until all is measured */
 };
 
 void shunt_bench_link_init(struct shunt_bench_link *link)
@@ -359,11 +360,9 @@ static int open_run(struct run *r, struct shunt_error *err)
     return shunt_bench_open(&r->b, PAGE + AREAS * r->area_bytes, err);
 }
 
-static int measure(struct run *r, const struct shunt_bench_rack *rack,
-                   struct shunt_bench_link_result *results, struct shunt_error *err)
+static int measure(struct run *r, const struct shunt_bench_rack *rack, struct shunt_error *err)
 {
     static const uint8_t shape[16] = "bench link 2";
-    struct shunt_bench_link_result own;
     int rc = shunt_bench_join(&r->b, rack, "shunt bench link", shape,
                               (uint32_t)(r->area_bytes / PAGE), err);
 
@@ -372,7 +371,7 @@ static int measure(struct run *r, const struct shunt_bench_rack *rack,
     if (!rc)
         rc = agree(r, err);
     for (uint32_t i = 0; !rc && i < r->plan.sizes; i++)
-        rc = measure_size(r, r->plan.bytes[i], is_client(r) ? &results[i] : &own, err);
+        rc = measure_size(r, r->plan.bytes[i], &r->results[i], err);
     return rc ? rc : meet(r, err);
 }
 
@@ -392,7 +391,9 @@ int shunt_bench_link_run(const struct shunt_bench_rack *rack, const struct shunt
     if (rc && rack->listen_fd >= 0)
         close(rack->listen_fd);
     if (!rc)
-        rc = measure(r, rack, results, err);
+        rc = measure(r, rack, err);
+    if (!rc && is_client(r))
+        memcpy(results, r->results, r->plan.sizes * sizeof(*results));
     if (!rc && hardware)
         *hardware = shunt_bench_hardware_of(&r->b);
     shunt_bench_close(&r->b);
