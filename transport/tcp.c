@@ -18,11 +18,9 @@
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 #include "transport/region.h"
+#include "transport/tcp_stage.h"
 #include "transport/transport.h"
 
-/* Copying some 16 KiB from the stage to the inbox costs as much as a second recv would. */
-#define STAGE_BYTES  (20u << 10)
-#define DIRECT_BYTES (4u << 10)
 #define HEADER_MAGIC 0x32504853u /* "SHP2" */
 
 /* Credit is told at the latest when half of the window has been released. */
@@ -66,7 +64,7 @@ struct peer {
     struct open_put credit;
 
     /* Receiving: staged bytes not yet consumed, and the put whose payload is under way. */
-    unsigned char *stage; /* [STAGE_BYTES] */
+    unsigned char *stage; /* [TCP_STAGE_BYTES] */
     uint32_t stage_begin, stage_end;
     bool in_payload;
     struct put_header incoming;
@@ -126,7 +124,7 @@ static bool tcp_close(struct shunt_transport *t)
 
 static uint64_t tcp_footprint(uint32_t node_count)
 {
-    return sizeof(struct shunt_transport) + node_count * (STAGE_BYTES + sizeof(struct peer));
+    return sizeof(struct shunt_transport) + node_count * (TCP_STAGE_BYTES + sizeof(struct peer));
 }
 
 static struct shunt_transport *allocate(const struct shunt_transport_config *cfg)
@@ -137,7 +135,7 @@ static struct shunt_transport *allocate(const struct shunt_transport_config *cfg
         return NULL;
     t->ready_fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
     t->peers = calloc(cfg->node_count, sizeof(*t->peers));
-    t->stages = malloc((size_t)cfg->node_count * STAGE_BYTES);
+    t->stages = malloc((size_t)cfg->node_count * TCP_STAGE_BYTES);
     t->memory = calloc(cfg->memory_count + 1, sizeof(*t->memory));
     if (t->ready_fd >= 0 && t->peers && t->stages && t->memory)
         return t;
@@ -169,7 +167,7 @@ static int tcp_open(struct shunt_transport **out, const struct shunt_transport_c
 
         p->stream = i == cfg->rank ? SHUNT_STREAM_NONE : cfg->streams[i];
         p->inbox_bytes = cfg->peer_inbox_bytes[i];
-        p->stage = t->stages + (size_t)i * STAGE_BYTES;
+        p->stage = t->stages + (size_t)i * TCP_STAGE_BYTES;
         if (is_there(p)) /* a layer's message must not wait for the acknowledgement of the last */
             setsockopt(p->stream.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     }
@@ -372,7 +370,7 @@ static bool consume_stage(struct shunt_transport *t, uint32_t peer, struct sink 
 static bool receive_once(struct shunt_transport *t, struct peer *p)
 {
     uint64_t left = p->in_payload ? p->incoming.bytes - p->received : 0;
-    bool direct = left >= DIRECT_BYTES;
+    bool direct = left >= TCP_DIRECT_BYTES;
     size_t room;
     ssize_t n;
 
@@ -383,7 +381,7 @@ static bool receive_once(struct shunt_transport *t, struct peer *p)
         memmove(p->stage, p->stage + p->stage_begin, p->stage_end - p->stage_begin);
         p->stage_end -= p->stage_begin;
         p->stage_begin = 0;
-        room = STAGE_BYTES - p->stage_end;
+        room = TCP_STAGE_BYTES - p->stage_end;
         n = shunt_stream_recv(&p->stream, p->stage + p->stage_end, room);
     }
     if (n > 0) {

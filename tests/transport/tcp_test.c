@@ -16,6 +16,7 @@
 #include "runtime/base/clock.h"
 #include "tests/random.h"
 #include "tests/transport/contract.h"
+#include "transport/tcp_stage.h"
 
 #define INBOX 200000u
 
@@ -271,6 +272,77 @@ Test(tcp, survives_any_header, .timeout = 100)
     }
 }
 
+/* ---- where receiving changes its way */
+
+/* What the transport has asked of recv since `asks` was 0. */
+static size_t asked[16];
+static uint32_t asks;
+
+ssize_t __real_recv(int fd, void *bytes, size_t len, int flags);
+ssize_t __wrap_recv(int fd, void *bytes, size_t len, int flags);
+
+ssize_t __wrap_recv(int fd, void *bytes, size_t len, int flags)
+{
+    asked[asks++ % 16] = len;
+    return __real_recv(fd, bytes, len, flags);
+}
+
+/* Payloads that end at the stage's end or beside it, and those of which beyond it just so much is
+ * left that it goes into the inbox, or just too little. */
+static const size_t edges[] = {TCP_STAGE_BYTES - HEADER - 1,
+                               TCP_STAGE_BYTES - HEADER,
+                               TCP_STAGE_BYTES - HEADER + 1,
+                               TCP_STAGE_BYTES - HEADER + TCP_DIRECT_BYTES - 1,
+                               TCP_STAGE_BYTES - HEADER + TCP_DIRECT_BYTES,
+                               TCP_STAGE_BYTES - HEADER + TCP_DIRECT_BYTES + 1,
+                               2 * TCP_STAGE_BYTES};
+#define EDGES      (sizeof(edges) / sizeof(edges[0]))
+#define EDGE_PLACE 100u /* in the inbox */
+#define EDGE_LEN   (HEADER + 2 * TCP_STAGE_BYTES)
+
+/* Sends what is there at once, as the transport will find it. */
+static void send_edge(struct host *h, size_t payload, size_t cut)
+{
+    static unsigned char bytes[EDGE_LEN];
+
+    for (size_t i = HEADER; i < HEADER + payload; i++)
+        bytes[i] = (unsigned char)(i % 251 + 1);
+    message(bytes, MAGIC, 5, EDGE_PLACE, payload);
+    open_host(h);
+    cr_assert_eq(send(h->peer, bytes, cut, MSG_NOSIGNAL | MSG_DONTWAIT), (ssize_t)cut);
+    asks = 0;
+}
+
+/* The first recv fills the stage; the second, if there is one, shows which way the rest goes. */
+static void expect_way(size_t payload)
+{
+    const size_t whole = HEADER + payload;
+    const size_t left = whole > TCP_STAGE_BYTES ? whole - TCP_STAGE_BYTES : 0;
+
+    cr_expect_eq(asked[0], TCP_STAGE_BYTES);
+    if (whole >= TCP_STAGE_BYTES)
+        cr_expect_eq(asked[1], left >= TCP_DIRECT_BYTES ? left : TCP_STAGE_BYTES, "%zu bytes",
+                     payload);
+}
+
+Test(tcp, receives_what_ends_where_its_way_changes)
+{
+    for (uint32_t e = 0; e < EDGES; e++) {
+        const unsigned char *inbox;
+        struct host h;
+
+        send_edge(&h, edges[e], HEADER + edges[e]);
+        cr_assert_eq(mesh_next(&h.mesh, 0).event, SHUNT_TRANSPORT_ARRIVED);
+        expect_way(edges[e]);
+        inbox = h.mesh.nodes[0].inbox;
+        for (size_t i = 0; i < edges[e]; i++)
+            cr_assert_eq(inbox[EDGE_PLACE + i], (i + HEADER) % 251 + 1, "%zu of %zu", i, edges[e]);
+        cr_expect(is_zero(inbox, EDGE_PLACE));
+        cr_expect(is_zero(inbox + EDGE_PLACE + edges[e], INBOX - EDGE_PLACE - edges[e]));
+        close_host(&h);
+    }
+}
+
 /* ---- a peer that goes */
 
 /* At every byte: a whole message is handed out, a part of one never. */
@@ -298,11 +370,37 @@ Test(tcp, loses_a_peer_at_every_byte_of_a_message, .timeout = 100)
     }
 }
 
-/* The same around the sizes where a payload goes past the staging buffer. */
+/* The same where a payload goes past the staging buffer, in payloads that end there or much later.
+ */
+Test(tcp, loses_a_peer_where_the_way_of_its_message_changes)
+{
+    static const size_t cuts[] = {TCP_STAGE_BYTES - 1,
+                                  TCP_STAGE_BYTES,
+                                  TCP_STAGE_BYTES + 1,
+                                  TCP_STAGE_BYTES + TCP_DIRECT_BYTES - 1,
+                                  TCP_STAGE_BYTES + TCP_DIRECT_BYTES,
+                                  TCP_STAGE_BYTES + TCP_DIRECT_BYTES + 1,
+                                  EDGE_LEN};
+
+    for (uint32_t e = 0; e < EDGES; e++)
+        for (uint32_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
+            const size_t last = HEADER + edges[e] - 1;
+            struct host h;
+
+            send_edge(&h, edges[e], cuts[i] < last ? cuts[i] : last);
+            hang_up(&h);
+            expect_lost(&h, -ECONNRESET, "closed the connection");
+            if (cuts[i] >= TCP_STAGE_BYTES)
+                expect_way(edges[e]);
+            cr_assert(is_zero(h.mesh.nodes[0].inbox + EDGE_PLACE + edges[e],
+                              INBOX - EDGE_PLACE - edges[e]));
+            close_host(&h);
+        }
+}
+
 Test(tcp, loses_a_peer_in_a_large_message, .timeout = 100)
 {
-    static const size_t cuts[] = {HEADER, HEADER + 1,         65535,         65536,
-                                  65537,  65536 + HEADER,     70000,         131072,
+    static const size_t cuts[] = {HEADER, HEADER + 1,         65536,         70000,
                                   150000, INBOX + HEADER - 1, INBOX + HEADER};
     unsigned char *bytes = malloc(INBOX + HEADER);
 
