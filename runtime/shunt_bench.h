@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * shunt's measurements of its own transports: what the command shunt bench calls. Every node of a
- * rack calls the same function at about the same time; each gets the result of its own side. The
- * functions block until they are done, at most rack.join_timeout_ns for the others to come and
- * rack.step_timeout_ns for each message, and leave nothing behind. They allocate, and use one
- * thread: the caller's, which polls (see rack.busy_poll_ns).
+ * rack calls the same function at about the same time; of a dispatch each gets the result of its
+ * own side, of a link rank 1 does. The functions block until they are done; they fail where others
+ * do not come within rack.join_timeout_ns, or where nothing at all goes on for rack.step_timeout_ns
+ * while something is waited for. They leave nothing behind. They allocate, and use one thread: the
+ * caller's, which polls (see rack.busy_poll_ns).
  *
  * Rules of shunt.h hold: 0 or a negative errno value, `err` may be NULL, results are written on
  * success only, a struct that begins with `size` may grow.
@@ -32,8 +33,8 @@ struct shunt_bench_rack {
     bool encrypt;
     const char *transport; /* "tcp", "shm", "verbs" */
     struct shunt_link_options link;
-    int64_t busy_poll_ns; /* a wait polls so long before it sleeps until it is woken; -1: for ever */
-    int64_t join_timeout_ns, step_timeout_ns; /* to meet; and in which nothing comes */
+    int64_t busy_poll_ns; /* a wait polls so long, then sleeps until it is woken; -1: for ever */
+    int64_t join_timeout_ns, step_timeout_ns; /* to meet; and in which nothing goes on */
 };
 /* Fills the defaults: rank 0 of 2 over TCP, polling for ever, 60 s, 10 s. */
 SHUNT_API void shunt_bench_rack_init(struct shunt_bench_rack *rack);

@@ -63,7 +63,7 @@ static const struct option_help rack_help[] = {
     {"--encrypt", 0, NULL, "rows in TLS as well, over TCP"},
     {"--busy-poll", 0, "US", "a wait polls so long before it sleeps (default: for ever)"},
     {"--join-timeout", 0, "S", "wait so long for the others (default 60)"},
-    {"--step-timeout", 0, "S", "and so long for each message (default 10)"},
+    {"--step-timeout", 0, "S", "fail when nothing comes or is taken for so long (default 10)"},
     {"--json", 0, "FILE", "write the figures there as well"},
     {0},
 };
