@@ -3,6 +3,7 @@
 
 A figure is the median of the rounds' values; low and high are their quartiles. Where it is a ratio,
 each round's value is the ratio of what the two sides gave in that round, one right after the other.
+`n` rounds gave a value; `failed` did not, on either side, and are left out of it.
 """
 import argparse
 import contextlib
@@ -69,16 +70,25 @@ def print_machine(command):
     print(json.dumps({'command': command, **machine()}), flush=True)
 
 
+def middle(values):
+    """Return: the median and the quartiles."""
+    if not values:
+        return None, None, None
+    low, _, high = (statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else
+                    values * 3)
+    return tuple(round(v, 4) for v in (statistics.median(values), low, high))
+
+
 def figure(name, values, unit, *, peer=None, goal=None, hardware='real'):
-    """Prints one figure of these values, one of each round. Return: the median."""
+    """Prints one figure of these values, one of each round: None for a round that failed. Return:
+    the median, None where all have."""
     if not values:
         print(f'{name}: nothing was measured', file=sys.stderr)
         return None
-    ordered = sorted(values)
-    quartiles = statistics.quantiles(ordered, n=4, method='inclusive') if len(ordered) > 1 else [ordered[0]] * 3
-    value = statistics.median(ordered)
-    line = {'figure': name, 'value': round(value, 4), 'low': round(quartiles[0], 4),
-            'high': round(quartiles[2], 4), 'unit': unit, 'n': len(values), 'hardware': hardware}
+    value, low, high = middle([v for v in values if v is not None])
+    failed = sum(v is None for v in values)
+    line = {'figure': name, 'value': value, 'low': low, 'high': high, 'unit': unit,
+            'n': len(values) - failed, 'failed': failed, 'hardware': hardware}
     if peer:
         line['peer'] = peer
     if goal:
@@ -88,7 +98,8 @@ def figure(name, values, unit, *, peer=None, goal=None, hardware='real'):
 
 
 def ratios(ours, theirs):
-    return [a / b for a, b in zip(ours, theirs) if a and b]
+    """Of each round; None where a side has failed."""
+    return [a / b if a and b else None for a, b in zip(ours, theirs)]
 
 
 def need(*programs):
