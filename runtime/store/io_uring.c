@@ -47,7 +47,7 @@ static void register_blocks(struct shunt_expert_io *io, const struct shunt_io_co
     shunt_notify_say(&cfg->notify,
                      "io_uring: %llu MiB of slots are not registered (%s); reads cost more "
                      "processor time. The limit on locked memory is %llu KiB for all processes of "
-                     "this user together: raise it with 'ulimit -l unlimited' or LimitMEMLOCK=",
+                     "this user together: raise it with 'ulimit -l unlimited' or LimitMEMLOCK=infinity",
                      (unsigned long long)(bytes >> 20), strerror(-rc),
                      (unsigned long long)(limit.rlim_cur >> 10));
 }

@@ -734,9 +734,10 @@ def _(t):
 
 @case('usage: an output that is an input')
 def _(t):
-    """The model above all; also by another path, and through links of both kinds."""
+    """The model above all, and keys; also by another path, and through links of both kinds."""
     content = tiny().bytes()
     model, ids, prompt = t.file('model', content), t.ids([1, 2]), t.file('prompt', 'hi')
+    secret = t.file('secret', 'secret')
     (t.tmp / 'link').symlink_to('model')
     os.link(model, t.tmp / 'other')
     run = ['run', '-f', prompt, '-n', '2', '--report']
@@ -748,8 +749,12 @@ def _(t):
                     says=[command[-1], 'is read by this command'])
         text = prompt if command is run else ids
         refused(t, *command, text, '-m', model, code=2, says='is read by this command')
+        for option in ('--key-file', '--cert', '--cert-key', '--ca'):
+            refused(t, *command, t.tmp / 'secret', '-m', model, option, secret, code=2,
+                    says='is read by this command')
     for name in ('model', 'other'):
         check((t.tmp / name).read_bytes() == content, f'{name} has changed')
+    check_equal(secret.read_text(), 'secret', 'the secret')
     check((t.tmp / 'link').is_symlink(), 'the link was replaced')
     t.run(*run, t.tmp / 'report', '-m', model)
 

@@ -82,8 +82,8 @@ def _(t):
 
 @case('link: longer than it may be silent')
 def _(t):
-    o, _ = measure(t, 'link', '--local', '-D', '0.8', '--step-timeout', '0.3', '-s', '64K')
-    check(o['sizes'][0]['duration_ns'] >= 0.8e9, f'{o["sizes"]}')
+    o, _ = measure(t, 'link', '--local', '-D', '2.5', '--step-timeout', '1', '-s', '64K')
+    check(o['sizes'][0]['duration_ns'] >= 2.5e9, f'{o["sizes"]}')
 
 
 @case('link: one measurement alone')
@@ -240,6 +240,25 @@ for what, (arguments, message) in WRONG.items():
     @case(f'wrong: {what}', arguments, message)
     def _(t, arguments, message):
         t.run('bench', *arguments, code=2, err=re.escape(message))
+
+
+@case('wrong: figures in place of a key')
+def _(t):
+    key = t.file('key', '00' * 32)
+    for bench in (['link', '--local'], ['dispatch']):
+        for option in ('--key-file', '--cert', '--cert-key', '--ca'):
+            t.run('bench', *bench, option, key, '--json', key, code=2,
+                  err='--json: .* is read by this command')
+    check_equal(key.read_text(), '00' * 32, 'the key')
+
+
+@case('wrong: rows in TLS where there is none')
+def _(t):
+    key = t.file('key', '00' * 32)
+    key.chmod(0o600)
+    for bench in (['link', '--local'], ['dispatch']):
+        t.run('bench', *bench, '--transport', 'shm', '--key-file', key, '--encrypt', code=1,
+              err='cannot be encrypted over shm')
 
 
 @case('wrong: fewer experts than nodes')

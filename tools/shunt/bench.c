@@ -337,9 +337,14 @@ static int multiply_devices(struct bench *b)
 }
 
 /* Return: 0 or EXIT_USAGE, said. */
-static int finish_link_options(struct bench *b)
+static int finish_rack_options(struct bench *b)
 {
-    int rc = check_link_options(b->command, &b->rack.link, b->rack.transport);
+    const char *const read[] = {b->rack.key_file, b->rack.cert_file, b->rack.cert_key_file,
+                                b->rack.ca_file};
+    int rc = output_spares(b->command, "--json", b->json, read, 4);
+
+    if (!rc)
+        rc = check_link_options(b->command, &b->rack.link, b->rack.transport);
 
     /* A figure is not to name a device that had no part in it. */
     if (!strcmp(b->rack.transport, "verbs"))
@@ -589,7 +594,7 @@ static int bench_link(int argc, char **argv)
                            "%s: the client says what is measured and has the figures; give it a "
                            "server, or --local",
                            b.asks);
-    if (finish_link_options(&b))
+    if (finish_rack_options(&b))
         return EXIT_USAGE;
     return b.local ? run_local(&b, 2, 1, be_link) : link_between_hosts(&b);
 }
@@ -669,7 +674,7 @@ static int run_dispatch(struct bench *b)
     if (b->rack_count && (b->rack_count < 2 || b->rack.rank >= b->rack_count))
         return usage_error(b->command, "--rank %u, but --rack has %u nodes", b->rack.rank,
                            b->rack_count);
-    if (finish_link_options(b))
+    if (finish_rack_options(b))
         return EXIT_USAGE;
     if (b->rack_count) {
         b->rack.node_count = b->rack_count;

@@ -92,6 +92,10 @@ void link_environment(struct shunt_link_options *link);
  * --nodes is given. Return: 0 or EXIT_USAGE. */
 int engine_options_finish(struct engine_options *o, const char *command);
 
+/* As output_spares, of the files that these options name. */
+int engine_options_spare(const struct engine_options *o, const char *command, const char *name,
+                         const char *output);
+
 /* One of the ranks that a launcher has started with rank 0's command line, which serve only. */
 bool engine_options_serve_only(const struct engine_options *o);
 

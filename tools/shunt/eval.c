@@ -301,10 +301,17 @@ static int run(struct eval_command *c)
 
 static int spare_inputs(const struct eval_command *c)
 {
-    const char *const read[] = {c->engine.model, c->ids_file};
-    int rc = output_spares("eval", "--logits", c->logits, read, 2);
+    const struct {
+        const char *name, *path;
+    } outputs[] = {{"--logits", c->logits}, {"--report", c->report}};
+    int rc = 0;
 
-    return rc ? rc : output_spares("eval", "--report", c->report, read, 2);
+    for (int i = 0; i < 2 && !rc; i++) {
+        rc = engine_options_spare(&c->engine, "eval", outputs[i].name, outputs[i].path);
+        if (!rc)
+            rc = output_spares("eval", outputs[i].name, outputs[i].path, &c->ids_file, 1);
+    }
+    return rc;
 }
 
 int cmd_eval(int argc, char **argv)

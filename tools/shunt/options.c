@@ -464,6 +464,15 @@ bool engine_options_serve_only(const struct engine_options *o)
     return o->launched && o->cfg.rank != 0;
 }
 
+int engine_options_spare(const struct engine_options *o, const char *command, const char *name,
+                         const char *output)
+{
+    const char *const read[] = {o->model, o->cfg.key_file, o->cfg.cert_file, o->cfg.cert_key_file,
+                                o->cfg.ca_file};
+
+    return output_spares(command, name, output, read, COUNT(read));
+}
+
 int engine_options_finish(struct engine_options *o, const char *command)
 {
     if (!o->model)

@@ -262,7 +262,7 @@ static int run_all(struct run_command *c, struct report_file *report)
 
 static int spare_inputs(const struct run_command *c)
 {
-    int rc = output_spares("run", "--report", c->report, &c->engine.model, 1);
+    int rc = engine_options_spare(&c->engine, "run", "--report", c->report);
 
     return rc ? rc
               : output_spares("run", "--report", c->report, c->prompt_files, c->prompt_file_count);
