@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+without_value = []
 
 
 def arguments(doc, only):
@@ -82,11 +83,10 @@ def middle(values):
 def figure(name, values, unit, *, peer=None, goal=None, hardware='real'):
     """Prints one figure of these values, one of each round: None for a round that failed. Return:
     the median, None where all have."""
-    if not values:
-        print(f'{name}: nothing was measured', file=sys.stderr)
-        return None
     value, low, high = middle([v for v in values if v is not None])
     failed = sum(v is None for v in values)
+    if value is None:
+        without_value.append(name)
     line = {'figure': name, 'value': value, 'low': low, 'high': high, 'unit': unit,
             'n': len(values) - failed, 'failed': failed, 'hardware': hardware}
     if peer:
@@ -95,6 +95,12 @@ def figure(name, values, unit, *, peer=None, goal=None, hardware='real'):
         line['goal'] = goal
     print(json.dumps(line), flush=True)
     return value
+
+
+def finish():
+    """The end of a benchmark, which has failed when a figure could not be measured."""
+    if without_value:
+        sys.exit(f'could not be measured: {", ".join(without_value)}')
 
 
 def ratios(ours, theirs):
