@@ -225,6 +225,8 @@ WRONG = {
                               '--size: the client says what is measured'),
     'both directions for the server': (['link', '-b'], '--bidirectional: the client says'),
     'figures of the server': (['link', '--json', '/nowhere/x'], '--json: the client says'),
+    'both directions of a latency': (['link', '--local', '-b', '--only', 'latency'],
+                                     '--bidirectional is of bandwidth'),
     'a measurement that is none': (['link', '--only', 'x'], 'neither latency nor bandwidth'),
     'a device that is not used': (['link', '-d', 'mlx5_0'], 'for --transport verbs, not tcp'),
     'a dtype that is none': (['dispatch', '--dtype', 'fp4'], "'fp4' is none of f32"),

@@ -589,6 +589,8 @@ static int bench_link(int argc, char **argv)
         return rc < 0 ? EXIT_DONE : rc;
     if (b.local + (b.server != NULL) + (b.listen != NULL) > 1)
         return usage_error(b.command, "--local, --listen and a server: which?");
+    if (b.link.bidirectional && b.link.measure == SHUNT_BENCH_LATENCY)
+        return usage_error(b.command, "--bidirectional is of bandwidth, and --only latency");
     if (b.asks && !b.local && !b.server)
         return usage_error(b.command,
                            "%s: the client says what is measured and has the figures; give it a "
