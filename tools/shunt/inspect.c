@@ -203,12 +203,13 @@ static int find_least(const shunt_model *model, struct shunt_config *cfg,
 }
 
 /* A whole number of MiB from which so many slots follow, also for a run, which touches a little
- * more of the libraries than this command does. Not any number above the least: where it lets the
- * chunk grow, the slots shrink. */
+ * more of the libraries than this command does: 250 KiB in the mean, and up to 540 as what the
+ * loader leaves resident differs from one process to the next. Not any number above the least:
+ * where it lets the chunk grow, the slots shrink. */
 static uint64_t round_up(const shunt_model *model, const struct shunt_config *cfg,
                          const struct shunt_footprint *row)
 {
-    const uint64_t more = 512u << 10;
+    const uint64_t more = 768u << 10;
     uint64_t memory = (row->total_bytes + more + (1u << 20) - 1) >> 20;
     struct shunt_config at = *cfg;
 
