@@ -134,10 +134,32 @@ static struct write next_write(const struct shunt_transport *t, const struct ver
     };
 }
 
-static void lose_lane(struct shunt_transport *t, uint32_t peer, uint32_t rail, int rc)
+/* The last of them asks for a completion. Return: false when the peer is lost. */
+static bool post_writes(struct shunt_transport *t, uint32_t peer, uint32_t rail,
+                        const struct write *writes, uint32_t n)
 {
-    verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more writes: %s",
-               t->peers[peer].lanes[rail].qp->qp_num, t->rails[rail].label, strerror(rc));
+    struct verbs_lane *lane = &t->peers[peer].lanes[rail];
+    int rc;
+
+    lane->sends += n;
+    t->counters.writes += n;
+    t->counters.signalled++;
+    rc = post(lane, writes, n);
+    if (rc)
+        verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more writes: %s", lane->qp->qp_num,
+                   t->rails[rail].label, strerror(rc));
+    return rc == 0;
+}
+
+/* Return: false when there is no credit for it. */
+static bool begin(const struct shunt_transport *t, struct verbs_peer *p, struct verbs_put *put)
+{
+    if (p->unreleased == SHUNT_TRANSPORT_WINDOW)
+        return false;
+    p->unreleased++;
+    put->begun = true;
+    put->pending = put->striped ? (1u << t->rail_count) - 1 : 1u;
+    return true;
 }
 
 /* Posts what the send queue has room for of the put that comes next on this rail. Return: true when
@@ -152,7 +174,6 @@ static bool post_share(struct shunt_transport *t, uint32_t peer, uint32_t rail)
     struct write writes[VERBS_BATCH];
     uint32_t n = 0;
     bool done = false;
-    int rc;
 
     if (!lane->share.open)
         lane->share = share_of(t, put, rail);
@@ -174,14 +195,8 @@ static bool post_share(struct shunt_transport *t, uint32_t peer, uint32_t rail)
         return false;
     writes[n - 1].id = verbs_id(done ? VERBS_PUT : VERBS_PART, peer, rail, n);
     writes[n - 1].signalled = true;
-    lane->sends += n;
-    t->counters.writes += n;
-    t->counters.signalled++;
-    rc = post(lane, writes, n);
-    if (rc) {
-        lose_lane(t, peer, rail, rc);
+    if (!post_writes(t, peer, rail, writes, n))
         return false;
-    }
     if (done) {
         lane->share.open = false;
         lane->posted++;
@@ -198,13 +213,8 @@ static bool post_next(struct shunt_transport *t, uint32_t peer, uint32_t rail)
 
     if (lane->posted == p->count)
         return false;
-    if (!put->begun) {
-        if (p->unreleased == SHUNT_TRANSPORT_WINDOW)
-            return false;
-        p->unreleased++;
-        put->begun = true;
-        put->pending = put->striped ? (1u << t->rail_count) - 1 : 1u;
-    }
+    if (!put->begun && !begin(t, p, put))
+        return false;
     if (rail > 0 && !put->striped) {
         lane->posted++;
         return true;
@@ -239,20 +249,16 @@ static bool is_one_write(const struct shunt_transport *t, const struct verbs_put
 
 /* Posts the newest put when nothing waits before it and it is one write on the only rail: what most
  * puts are, and their way is as short as that. Return: false when it has to go the long way. */
-static bool post_at_once(struct shunt_transport *t, uint32_t peer)
+static bool post_at_once(struct shunt_transport *t, uint32_t peer, const struct verbs_block *block)
 {
     struct verbs_peer *p = &t->peers[peer];
     struct verbs_lane *lane = &p->lanes[0];
     struct verbs_put *put = &p->puts[(p->first + lane->posted) % SHUNT_TRANSPORT_DEPTH];
-    const struct verbs_block *block;
     struct write w;
-    int rc;
 
     if (t->rail_count > 1 || lane->posted + 1 != p->count ||
-        p->unreleased == SHUNT_TRANSPORT_WINDOW || lane->sends + VERBS_CREDITS_MAX >= VERBS_SENDS)
-        return false;
-    block = verbs_find_block(t, put->src);
-    if (!is_one_write(t, put, block))
+        lane->sends + VERBS_CREDITS_MAX >= VERBS_SENDS || !is_one_write(t, put, block) ||
+        !begin(t, p, put))
         return false;
     w = (struct write){
         .id = verbs_id(VERBS_PUT, peer, 0, 1),
@@ -266,22 +272,14 @@ static bool post_at_once(struct shunt_transport *t, uint32_t peer)
         .signalled = true,
         .inlined = is_inline(lane, block, put->bytes),
     };
-    put->begun = true;
-    put->pending = 1;
-    p->unreleased++;
-    lane->sends++;
     lane->posted++;
-    t->counters.writes++;
-    t->counters.signalled++;
-    rc = post(lane, &w, 1);
-    if (rc)
-        lose_lane(t, peer, 0, rc);
+    post_writes(t, peer, 0, &w, 1);
     return true;
 }
 
-void verbs_post_new(struct shunt_transport *t, uint32_t peer)
+void verbs_post_new(struct shunt_transport *t, uint32_t peer, const struct verbs_block *block)
 {
-    if (!post_at_once(t, peer))
+    if (!post_at_once(t, peer, block))
         verbs_post_puts(t, peer);
 }
 

@@ -367,10 +367,11 @@ static void look_around(struct shunt_transport *t)
 
 /* ---- operations */
 
-static bool is_registered(const struct shunt_transport *t, const unsigned char *src, uint64_t bytes)
+/* `block`: that in which the bytes begin, or NULL. */
+static bool is_registered(const struct shunt_transport *t, const struct verbs_block *block,
+                          const unsigned char *src, uint64_t bytes)
 {
     while (bytes > 0) {
-        const struct verbs_block *block = verbs_find_block(t, src);
         uint64_t here = block ? (uint64_t)(block->base + block->bytes - src) : 0;
 
         if (here == 0)
@@ -379,6 +380,7 @@ static bool is_registered(const struct shunt_transport *t, const unsigned char *
             return true;
         src += here;
         bytes -= here;
+        block = verbs_find_block(t, src);
     }
     return true;
 }
@@ -386,6 +388,7 @@ static bool is_registered(const struct shunt_transport *t, const unsigned char *
 static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, uint64_t bytes,
                      uint64_t off, uint32_t imm)
 {
+    const struct verbs_block *block;
     struct verbs_peer *p;
 
     if (peer >= t->node_count || peer == t->rank)
@@ -395,7 +398,8 @@ static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, 
         return -EINVAL;
     if (!is_there(p))
         return -EPIPE;
-    if (!is_registered(t, src, bytes))
+    block = verbs_find_block(t, src);
+    if (!is_registered(t, block, src, bytes))
         return -EINVAL;
     if (p->count == SHUNT_TRANSPORT_DEPTH)
         return -EAGAIN;
@@ -409,7 +413,7 @@ static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, 
     p->count++;
     t->counters.puts_sent++;
     t->counters.bytes_sent += bytes;
-    verbs_post_new(t, peer);
+    verbs_post_new(t, peer, block);
     return 0;
 }
 

@@ -205,8 +205,8 @@ int verbs_connect(struct shunt_transport *t, const struct shunt_patience *patien
 
 /* post.c */
 void verbs_post_receive(struct shunt_transport *t, uint32_t peer, uint32_t rail);
-/* Posts what may go; the newest put was not there before. */
-void verbs_post_new(struct shunt_transport *t, uint32_t peer);
+/* Posts what may go. The newest put was not there before, and begins in the block. */
+void verbs_post_new(struct shunt_transport *t, uint32_t peer, const struct verbs_block *block);
 void verbs_post_puts(struct shunt_transport *t, uint32_t peer);
 /* Says what has been released, as far as the send queue has room. */
 void verbs_post_credit(struct shunt_transport *t, uint32_t peer);
