@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <stdio.h>
 
 #include "transport/transport.h"
@@ -31,6 +32,16 @@ void shunt_transport_names(uint32_t kinds, char *text, size_t bytes)
     for (uint32_t k = 0; k < SHUNT_TRANSPORT_KINDS && len < bytes; k++)
         if (kinds >> k & 1)
             len += (size_t)snprintf(text + len, bytes - len, "%s%s", len > 0 ? ", " : "", names[k]);
+}
+
+int shunt_transports_encrypted(uint32_t *kinds, const char *name, struct shunt_error *err)
+{
+    *kinds &= 1u << SHUNT_TRANSPORT_TCP;
+    if (*kinds)
+        return 0;
+    return shunt_error_set(err, -EINVAL,
+                           "rows cannot be encrypted over %s; --encrypt goes with --transport tcp",
+                           name);
 }
 
 void shunt_transport_drop_streams(const struct shunt_transport_config *cfg)

@@ -142,6 +142,12 @@ const struct shunt_transport_ops *shunt_transport_get(enum shunt_transport_kind 
 /* "tcp, verbs", for a mask of kinds. */
 void shunt_transport_names(uint32_t kinds, char *text, size_t bytes);
 
+/* Leaves of a mask of kinds those that can put rows into TLS: what writes into memory by itself
+ * writes in clear. `name` is what somebody has called them. Return: 0, or -EINVAL when none is
+ * left.
+ */
+int shunt_transports_encrypted(uint32_t *kinds, const char *name, struct shunt_error *err);
+
 /* Closes the streams of an open that fails before it has a place to keep them. */
 void shunt_transport_drop_streams(const struct shunt_transport_config *cfg);
 

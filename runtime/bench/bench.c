@@ -50,12 +50,7 @@ static int choose_transport(struct shunt_bench_node *b, struct shunt_error *err)
     b->transports = 1u << kind;
     if (b->ops->absent)
         return shunt_error_set(err, -ENOTSUP, "transport %s: %s", name, b->ops->absent);
-    if (b->cfg.encrypt && strcmp(name, "tcp") != 0)
-        return shunt_error_set(err, -EINVAL,
-                               "rows cannot be encrypted over %s; --encrypt goes with --transport "
-                               "tcp",
-                               name);
-    return 0;
+    return b->cfg.encrypt ? shunt_transports_encrypted(&b->transports, name, err) : 0;
 }
 
 static int check_rack(const struct shunt_bench_rack *cfg, struct shunt_error *err)

@@ -126,11 +126,8 @@ static uint32_t auto_transports(const struct shunt_config *c)
     return 1u << SHUNT_TRANSPORT_TCP | (has_rdma(c) ? 1u << SHUNT_TRANSPORT_VERBS : 0);
 }
 
-/* Rows that are to be encrypted travel over TCP: what writes into memory by itself writes in clear.
- */
 static int resolve_transports(struct shunt_options *o, struct shunt_error *err)
 {
-    const uint32_t tcp = 1u << SHUNT_TRANSPORT_TCP;
     struct choice choices[1 + SHUNT_TRANSPORT_KINDS] = {{"auto", SHUNT_TRANSPORT_KINDS}};
     uint32_t count = 1;
     int kind = 0, rc;
@@ -150,14 +147,7 @@ static int resolve_transports(struct shunt_options *o, struct shunt_error *err)
             return shunt_error_set(err, -ENOTSUP, "transport %s: %s", o->cfg.transport, absent);
     }
     o->transports = kind == SHUNT_TRANSPORT_KINDS ? auto_transports(&o->cfg) : 1u << kind;
-    if (o->cfg.encrypt && !(o->transports & tcp))
-        return shunt_error_set(err, -EINVAL,
-                               "rows cannot be encrypted over %s; --encrypt goes with --transport "
-                               "tcp",
-                               o->cfg.transport);
-    if (o->cfg.encrypt)
-        o->transports = tcp;
-    return 0;
+    return o->cfg.encrypt ? shunt_transports_encrypted(&o->transports, o->cfg.transport, err) : 0;
 }
 
 /* Nobody knows yet which it will be: the one that takes most. Where nodes share their inboxes, what
