@@ -103,6 +103,12 @@ def proc_io(pid):
     return {k: int(v) for k, v in re.findall(r'(\w+): (\d+)', Path(f'/proc/{pid}/io').read_text())}
 
 
+def major_faults(pid):
+    """Pages that had to be read from a drive, also for children whose exit codes were taken."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
+    return int(fields[9]) + int(fields[10])
+
+
 def mem_available():
     text = Path('/proc/meminfo').read_text()
     return int(re.search(r'MemAvailable:\s+(\d+) kB', text).group(1)) << 10
