@@ -373,6 +373,7 @@ static bool receive_once(struct shunt_transport *t, struct peer *p)
     bool direct = left >= TCP_DIRECT_BYTES;
     size_t room;
     ssize_t n;
+    int error;
 
     if (direct) {
         room = left;
@@ -393,12 +394,11 @@ static bool receive_once(struct shunt_transport *t, struct peer *p)
          * a record at a time. */
         return ((size_t)n == room && !direct) || p->stream.tls != NULL;
     }
+    error = n == -EAGAIN ? p->send_error : (int)n;
     if (n == 0)
         lose(p, -ECONNRESET, "it closed the connection");
-    else if (n == -EAGAIN && p->send_error)
-        lose(p, p->send_error, strerrordesc_np(-p->send_error));
-    else if (n != -EAGAIN)
-        lose(p, (int)n, strerrordesc_np((int)-n));
+    else if (error)
+        lose(p, error, strerrordesc_np(-error));
     return false;
 }
 

@@ -44,12 +44,13 @@ static void register_blocks(struct shunt_expert_io *io, const struct shunt_io_co
     if (rc == 0)
         return;
     getrlimit(RLIMIT_MEMLOCK, &limit);
-    shunt_notify_say(&cfg->notify,
-                     "io_uring: %llu MiB of slots are not registered (%s); reads cost more "
-                     "processor time. The limit on locked memory is %llu KiB for all processes of "
-                     "this user together: raise it with 'ulimit -l unlimited' or LimitMEMLOCK=infinity",
-                     (unsigned long long)(bytes >> 20), strerror(-rc),
-                     (unsigned long long)(limit.rlim_cur >> 10));
+    shunt_notify_say(
+        &cfg->notify,
+        "io_uring: %llu MiB of slots are not registered (%s); reads cost more "
+        "processor time. The limit on locked memory is %llu KiB for all processes of "
+        "this user together: raise it with 'ulimit -l unlimited' or LimitMEMLOCK=infinity",
+        (unsigned long long)(bytes >> 20), strerror(-rc),
+        (unsigned long long)(limit.rlim_cur >> 10));
 }
 
 static void wait_for_reads(struct shunt_expert_io *io)

@@ -341,15 +341,14 @@ static int finish_rack_options(struct bench *b)
 {
     const char *const read[] = {b->rack.key_file, b->rack.cert_file, b->rack.cert_key_file,
                                 b->rack.ca_file};
-    int rc = output_spares(b->command, "--json", b->json, read, 4);
 
-    if (!rc)
-        rc = check_link_options(b->command, &b->rack.link, b->rack.transport);
-
+    if (output_spares(b->command, "--json", b->json, read, 4) ||
+        check_link_options(b->command, &b->rack.link, b->rack.transport))
+        return EXIT_USAGE;
     /* A figure is not to name a device that had no part in it. */
     if (!strcmp(b->rack.transport, "verbs"))
         link_environment(&b->rack.link);
-    return rc ? rc : multiply_devices(b);
+    return multiply_devices(b);
 }
 
 /* A socket on a port that the kernel chooses, and its address as text. Return: -1, said. */
