@@ -26,30 +26,29 @@ struct write {
     bool with_imm, signalled, inlined;
 };
 
+static inline void add_newer(struct ibv_qp_ex *qp, const struct write *w)
+{
+    qp->wr_id = w->id;
+    /* The flag says what ibv_wr_set_inline_data says as well; rxe needs to be told before. */
+    qp->wr_flags = (w->signalled ? IBV_SEND_SIGNALED : 0u) | (w->inlined ? IBV_SEND_INLINE : 0u);
+    if (w->with_imm)
+        ibv_wr_rdma_write_imm(qp, w->rkey, w->to, htonl(w->imm));
+    else
+        ibv_wr_rdma_write(qp, w->rkey, w->to);
+    if (w->bytes == 0)
+        ibv_wr_set_sge_list(qp, 0, NULL);
+    else if (w->inlined)
+        ibv_wr_set_inline_data(qp, (void *)w->src, w->bytes);
+    else
+        ibv_wr_set_sge(qp, w->lkey, (uintptr_t)w->src, w->bytes);
+}
+
 static int post_newer(const struct verbs_lane *lane, const struct write *writes, uint32_t count)
 {
-    struct ibv_qp_ex *qp = lane->qpx;
-
-    ibv_wr_start(qp);
-    for (uint32_t i = 0; i < count; i++) {
-        const struct write *w = &writes[i];
-
-        qp->wr_id = w->id;
-        /* The flag says what ibv_wr_set_inline_data says as well; rxe needs to be told before. */
-        qp->wr_flags =
-            (w->signalled ? IBV_SEND_SIGNALED : 0u) | (w->inlined ? IBV_SEND_INLINE : 0u);
-        if (w->with_imm)
-            ibv_wr_rdma_write_imm(qp, w->rkey, w->to, htonl(w->imm));
-        else
-            ibv_wr_rdma_write(qp, w->rkey, w->to);
-        if (w->bytes == 0)
-            ibv_wr_set_sge_list(qp, 0, NULL);
-        else if (w->inlined)
-            ibv_wr_set_inline_data(qp, (void *)w->src, w->bytes);
-        else
-            ibv_wr_set_sge(qp, w->lkey, (uintptr_t)w->src, w->bytes);
-    }
-    return ibv_wr_complete(qp);
+    ibv_wr_start(lane->qpx);
+    for (uint32_t i = 0; i < count; i++)
+        add_newer(lane->qpx, &writes[i]);
+    return ibv_wr_complete(lane->qpx);
 }
 
 static int post_older(const struct verbs_lane *lane, const struct write *writes, uint32_t count)
@@ -134,21 +133,20 @@ static struct write next_write(const struct shunt_transport *t, const struct ver
     };
 }
 
-/* The last of them asks for a completion. Return: false when the peer is lost. */
-static bool post_writes(struct shunt_transport *t, uint32_t peer, uint32_t rail,
-                        const struct write *writes, uint32_t n)
+/* So many writes are about to be posted, of which the last asks for a completion. */
+static void count_writes(struct shunt_transport *t, struct verbs_lane *lane, uint32_t n)
 {
-    struct verbs_lane *lane = &t->peers[peer].lanes[rail];
-    int rc;
-
     lane->sends += n;
     t->counters.writes += n;
     t->counters.signalled++;
-    rc = post(lane, writes, n);
-    if (rc)
-        verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more writes: %s", lane->qp->qp_num,
-                   t->rails[rail].label, strerror(rc));
-    return rc == 0;
+}
+
+/* `what`: writes or sends. */
+__attribute__((cold)) static void lose_queue(struct shunt_transport *t, uint32_t peer,
+                                             uint32_t rail, const char *what, int error)
+{
+    verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more %s: %s",
+               t->peers[peer].lanes[rail].qp->qp_num, t->rails[rail].label, what, strerror(error));
 }
 
 /* Return: false when there is no credit for it. */
@@ -174,6 +172,7 @@ static bool post_share(struct shunt_transport *t, uint32_t peer, uint32_t rail)
     struct write writes[VERBS_BATCH];
     uint32_t n = 0;
     bool done = false;
+    int rc;
 
     if (!lane->share.open)
         lane->share = share_of(t, put, rail);
@@ -195,8 +194,12 @@ static bool post_share(struct shunt_transport *t, uint32_t peer, uint32_t rail)
         return false;
     writes[n - 1].id = verbs_id(done ? VERBS_PUT : VERBS_PART, peer, rail, n);
     writes[n - 1].signalled = true;
-    if (!post_writes(t, peer, rail, writes, n))
+    count_writes(t, lane, n);
+    rc = post(lane, writes, n);
+    if (rc) {
+        lose_queue(t, peer, rail, "writes", rc);
         return false;
+    }
     if (done) {
         lane->share.open = false;
         lane->posted++;
@@ -239,28 +242,23 @@ void verbs_post_puts(struct shunt_transport *t, uint32_t peer)
 }
 
 /* True when the put can be one write: it lies in one block here and in one there. */
-static bool is_one_write(const struct shunt_transport *t, const struct verbs_put *put,
-                         const struct verbs_block *block)
+static inline bool is_one_write(const struct shunt_transport *t, const struct verbs_put *put,
+                                const struct verbs_block *block)
 {
     return block && put->bytes > 0 && put->bytes <= t->rails[0].write_max &&
            put->bytes <= (uint64_t)(block->base + block->bytes - put->src) &&
            put->bytes <= VERBS_BLOCK_BYTES - put->off % VERBS_BLOCK_BYTES;
 }
 
-/* Posts the newest put when nothing waits before it and it is one write on the only rail: what most
- * puts are, and their way is as short as that. Return: false when it has to go the long way. */
-static bool post_at_once(struct shunt_transport *t, uint32_t peer, const struct verbs_block *block)
+/* Posts the newest put when nothing waits before it and it is one write on the only rail, as most
+ * are: all of it in one place, so that their way is short. Return: false when it has to go the long
+ * way. */
+static bool post_at_once(struct shunt_transport *t, uint32_t peer, struct verbs_put *put,
+                         const struct verbs_block *block)
 {
     struct verbs_peer *p = &t->peers[peer];
     struct verbs_lane *lane = &p->lanes[0];
-    struct verbs_put *put = &p->puts[(p->first + lane->posted) % SHUNT_TRANSPORT_DEPTH];
-    struct write w;
-
-    if (t->rail_count > 1 || lane->posted + 1 != p->count ||
-        lane->sends + VERBS_CREDITS_MAX >= VERBS_SENDS || !is_one_write(t, put, block) ||
-        !begin(t, p, put))
-        return false;
-    w = (struct write){
+    const struct write w = {
         .id = verbs_id(VERBS_PUT, peer, 0, 1),
         .src = put->src,
         .bytes = (uint32_t)put->bytes,
@@ -272,14 +270,29 @@ static bool post_at_once(struct shunt_transport *t, uint32_t peer, const struct 
         .signalled = true,
         .inlined = is_inline(lane, block, put->bytes),
     };
+    int rc;
+
+    if (!begin(t, p, put))
+        return false;
     lane->posted++;
-    post_writes(t, peer, 0, &w, 1);
+    count_writes(t, lane, 1);
+    ibv_wr_start(lane->qpx);
+    add_newer(lane->qpx, &w);
+    rc = ibv_wr_complete(lane->qpx);
+    if (rc)
+        lose_queue(t, peer, 0, "writes", rc);
     return true;
 }
 
-void verbs_post_new(struct shunt_transport *t, uint32_t peer, const struct verbs_block *block)
+void verbs_post_new(struct shunt_transport *t, uint32_t peer, struct verbs_put *put,
+                    const struct verbs_block *block)
 {
-    if (!post_at_once(t, peer, block))
+    const struct verbs_peer *p = &t->peers[peer];
+    const struct verbs_lane *lane = &p->lanes[0];
+    const bool is_next = t->rail_count == 1 && lane->posted + 1 == p->count;
+
+    if (!is_next || !lane->qpx || lane->sends + VERBS_CREDITS_MAX >= VERBS_SENDS ||
+        !is_one_write(t, put, block) || !post_at_once(t, peer, put, block))
         verbs_post_puts(t, peer);
 }
 
@@ -300,29 +313,46 @@ static int post_empty_send(const struct verbs_lane *lane, uint64_t id)
     return ibv_wr_complete(lane->qpx);
 }
 
+/* The receives that the peer's puts have taken. It learns of their release, and so may send as many
+ * again, by the credit that follows: before it none of them can be missed. */
+static int post_receives_taken(struct verbs_lane *lane, uint64_t id)
+{
+    struct ibv_recv_wr *bad, wrs[VERBS_RECEIVES];
+    const uint32_t count = lane->taken;
+
+    for (uint32_t i = 0; i < count; i++)
+        wrs[i] = (struct ibv_recv_wr){.wr_id = id, .next = i + 1 < count ? &wrs[i + 1] : NULL};
+    lane->taken = 0;
+    return count ? ibv_post_recv(lane->qp, wrs, &bad) : 0;
+}
+
 void verbs_post_credit(struct shunt_transport *t, uint32_t peer)
 {
     struct verbs_peer *p = &t->peers[peer];
     struct verbs_lane *lane = &p->lanes[0];
     int rc = 0;
 
+    if (p->untold < VERBS_CREDIT_EVERY || lane->sends >= VERBS_SENDS)
+        return;
+    for (uint32_t r = 0; r < t->rail_count && !rc; r++) {
+        rc = post_receives_taken(&p->lanes[r], verbs_id(VERBS_RECEIVE, peer, r, 0));
+        if (rc)
+            lose_queue(t, peer, r, "receives", rc);
+    }
     while (p->untold >= VERBS_CREDIT_EVERY && lane->sends < VERBS_SENDS && !rc) {
         p->untold -= VERBS_CREDIT_EVERY;
         lane->sends++;
         rc = post_empty_send(lane, verbs_id(VERBS_CREDIT, peer, 0, 1));
+        if (rc)
+            lose_queue(t, peer, 0, "sends", rc);
     }
-    if (rc)
-        verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more sends: %s", lane->qp->qp_num,
-                   t->rails[0].label, strerror(rc));
 }
 
 void verbs_post_receive(struct shunt_transport *t, uint32_t peer, uint32_t rail)
 {
-    struct verbs_lane *lane = &t->peers[peer].lanes[rail];
     struct ibv_recv_wr *bad, wr = {.wr_id = verbs_id(VERBS_RECEIVE, peer, rail, 0)};
-    int rc = ibv_post_recv(lane->qp, &wr, &bad);
+    int rc = ibv_post_recv(t->peers[peer].lanes[rail].qp, &wr, &bad);
 
     if (rc)
-        verbs_lose(t, peer, -EIO, "QP 0x%06x: %s takes no more receives: %s", lane->qp->qp_num,
-                   t->rails[rail].label, strerror(rc));
+        lose_queue(t, peer, rail, "receives", rc);
 }

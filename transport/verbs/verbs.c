@@ -81,7 +81,7 @@ static const char *usual_cause(enum ibv_wc_status status)
     }
 }
 
-static void take_error(struct shunt_transport *t, uint32_t peer, const struct ibv_wc *wc)
+__attribute__((cold)) static void take_error(struct shunt_transport *t, uint32_t peer, const struct ibv_wc *wc)
 {
     verbs_lose(t, peer, -EIO, "QP 0x%06x: %s (%s; status %d, vendor error 0x%x)", wc->qp_num,
                ibv_wc_status_str(wc->status), usual_cause(wc->status), wc->status, wc->vendor_err);
@@ -92,7 +92,7 @@ static void take_immediate(struct shunt_transport *t, uint32_t peer, uint32_t ra
 {
     struct verbs_peer *p = &t->peers[peer];
 
-    verbs_post_receive(t, peer, rail);
+    p->lanes[rail].taken++;
     t->ready |= 1ull << peer;
     if (rail > 0) {
         p->lanes[rail].extra++;
@@ -343,14 +343,10 @@ static void check_deadline(struct shunt_transport *t, uint32_t peer, int64_t now
         verbs_lose(t, peer, -ETIMEDOUT, "it has not taken a message in the time given");
 }
 
-static void look_around(struct shunt_transport *t)
+__attribute__((cold)) static void look_around(struct shunt_transport *t)
 {
-    int64_t now;
+    int64_t now = shunt_now_ns();
 
-    /* Who polls without a pause does not read the clock each time. */
-    if (t->looked_ns && ++t->polls % POLLS_PER_LOOK)
-        return;
-    now = shunt_now_ns();
     if (now - t->looked_ns < LOOK_NS)
         return;
     t->looked_ns = now;
@@ -390,6 +386,7 @@ static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, 
 {
     const struct verbs_block *block;
     struct verbs_peer *p;
+    struct verbs_put *put;
 
     if (peer >= t->node_count || peer == t->rank)
         return -EINVAL;
@@ -403,17 +400,17 @@ static int verbs_put(struct shunt_transport *t, uint32_t peer, const void *src, 
         return -EINVAL;
     if (p->count == SHUNT_TRANSPORT_DEPTH)
         return -EAGAIN;
-    p->puts[(p->first + p->count) % SHUNT_TRANSPORT_DEPTH] = (struct verbs_put){
+    put = &p->puts[(p->first + p->count++) % SHUNT_TRANSPORT_DEPTH];
+    *put = (struct verbs_put){
         .src = src,
         .bytes = bytes,
         .off = off,
         .imm = imm,
         .striped = t->rail_count > 1 && (bytes == 0 || bytes >= VERBS_STRIPE_BYTES),
     };
-    p->count++;
     t->counters.puts_sent++;
     t->counters.bytes_sent += bytes;
-    verbs_post_new(t, peer, block);
+    verbs_post_new(t, peer, put, block);
     return 0;
 }
 
@@ -434,19 +431,28 @@ static void post_waiting(struct shunt_transport *t)
         verbs_post_puts(t, (uint32_t)__builtin_ctzll(peers));
 }
 
+/* The sleeper is awake. */
+static void take_ready(struct shunt_transport *t)
+{
+    uint64_t told;
+
+    t->ready_told = read(t->ready_fd, &told, sizeof(told)) < 0;
+}
+
 static uint32_t verbs_poll(struct shunt_transport *t, struct shunt_completion *out, uint32_t max)
 {
     struct sink sink = {.out = out, .max = max};
 
-    if (t->ready_told) {
-        uint64_t told;
-
-        t->ready_told = read(t->ready_fd, &told, sizeof(told)) < 0;
-    }
+    if (t->ready_told)
+        take_ready(t);
     drain(t);
-    look_around(t);
-    post_waiting(t);
-    hand_out(t, &sink);
+    /* Who polls without a pause does not read the clock each time. */
+    if (!t->looked_ns || ++t->polls % POLLS_PER_LOOK == 0)
+        look_around(t);
+    if (t->waiting)
+        post_waiting(t);
+    if (t->ready | t->lost)
+        hand_out(t, &sink);
     return sink.count;
 }
 

@@ -91,6 +91,7 @@ struct verbs_lane { /* of one peer on one rail */
     struct ibv_qp_ex *qpx; /* the same, where the device has the newer way of posting; or NULL */
     uint32_t inline_max;
     uint32_t sends;  /* work requests posted and not known to be done */
+    uint32_t taken;  /* receives that came with a put, to be posted again */
     uint32_t posted; /* puts of the ring, oldest first, posted whole here */
     struct verbs_share share;
     uint32_t extra; /* rail > 0: immediates that came ahead of rail 0's */
@@ -206,9 +207,10 @@ int verbs_connect(struct shunt_transport *t, const struct shunt_patience *patien
 /* post.c */
 void verbs_post_receive(struct shunt_transport *t, uint32_t peer, uint32_t rail);
 /* Posts what may go. The newest put was not there before, and begins in the block. */
-void verbs_post_new(struct shunt_transport *t, uint32_t peer, const struct verbs_block *block);
+void verbs_post_new(struct shunt_transport *t, uint32_t peer, struct verbs_put *put,
+                    const struct verbs_block *block);
 void verbs_post_puts(struct shunt_transport *t, uint32_t peer);
-/* Says what has been released, as far as the send queue has room. */
+/* Says what has been released, as far as the send queue has room, and posts the receives for it. */
 void verbs_post_credit(struct shunt_transport *t, uint32_t peer);
 
 #endif
