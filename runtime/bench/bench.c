@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include "runtime/base/clock.h"
-#include "runtime/base/futex.h"
 #include "runtime/bench/bench_impl.h"
 #include "transport/region.h"
 
@@ -192,15 +191,13 @@ struct wait {
     int64_t idle_ns; /* since when nothing has come; 0: not looked yet */
 };
 
-/* Polls until something has come, whatever it is, or it is time to look at the clock; with the
- * pauses that the engine's waits make as well. Return: whether something has come. */
+/* Polls until something has come, whatever it is, or it is time to look at the clock. Return:
+ * whether something has come. */
 static bool poll_some(struct shunt_bench_node *b)
 {
-    for (uint32_t polls = 0; polls < POLLS_PER_LOOK; polls++) {
+    for (uint32_t polls = 0; polls < POLLS_PER_LOOK; polls++)
         if (poll_once(b) > 0)
             return true;
-        shunt_spin_pause();
-    }
     return false;
 }
 

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "runtime/base/clock.h"
-#include "runtime/base/futex.h"
 
 /* Tasks may be shorter than the system call for each peer that looking at it costs. */
 #define HOOK_NS (30 * SHUNT_NS_PER_US)
@@ -121,8 +120,6 @@ int shunt_progress_wait(struct shunt_progress *p, shunt_wait_fn *fn, void *ctx, 
             return too_late(p, awaited, what, err);
         if (now - begin >= p->busy_poll_ns)
             shunt_progress_sleep(p, -1, SLEEP_MAX_NS);
-        else
-            shunt_spin_pause();
         if (awaited == SHUNT_WAIT_DRIVE)
             p->wait_read_ns += shunt_now_ns() - now;
         else
