@@ -116,7 +116,7 @@ def contract(lab, rails):
                     # Credit keeps a receive for whatever comes: nobody is ever told to try again.
                     'cat /sys/class/infiniband/*/ports/1/hw_counters/rcvd_rnr_err >/run/lab/rnr',
                     cpus=2, rails=2 if devices else 1, env=devices) as guests:
-        ended(guests, [0])
+        ended(guests, [0], 3 * TIMEOUT)
         text = guests.text(0, 'stdout')
         check(re.search(r'^ok ', text, re.M) and not re.search(r'^not ok|# SKIP', text, re.M), text)
         check_equal(set(guests.text(0, 'rnr').split()), {'0'}, 'receiver not ready')
