@@ -369,3 +369,28 @@ Test(verbs, refuses_what_the_device_cannot)
                    "there is no RDMA device a");
     expect_refused(&(struct shunt_link_options){.gid_index = 1 + 200}, "--gid-index");
 }
+
+/* ---- locked memory; no device is needed to say this */
+
+static uint64_t lockable; /* 0: what this machine says */
+
+uint64_t __real_shunt_memory_lockable(void);
+uint64_t __wrap_shunt_memory_lockable(void);
+
+uint64_t __wrap_shunt_memory_lockable(void)
+{
+    return lockable ? lockable : __real_shunt_memory_lockable();
+}
+
+Test(verbs, tells_what_is_locked_from_what_may_be)
+{
+    static struct shunt_transport t = {.rail_count = 2};
+    const struct shunt_transport_config cfg = {.inbox = {.bytes = (4u << 20) + 1, .fd = -1}};
+    struct shunt_error err = {0};
+
+    lockable = (8u << 20) + 1; /* one byte too little */
+    cr_assert_eq(verbs_register(&t, &cfg, &err), -ENOMEM);
+    cr_expect(strstr(err.text, "8193 KiB must be locked") && strstr(err.text, "lock 8192 KiB"),
+              "%s", err.text);
+    cr_expect(strstr(err.text, "--chunk (of bench: --size, --tokens)"), "%s", err.text);
+}

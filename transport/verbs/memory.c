@@ -10,6 +10,13 @@
 #include "runtime/base/cpu.h"
 #include "transport/verbs/verbs_impl.h"
 
+#define LESS "send less at once: a lower --chunk (of bench: --size, --tokens)"
+
+static uint64_t kib_up(uint64_t bytes)
+{
+    return (bytes >> 10) + ((bytes & 1023) > 0);
+}
+
 /* ---- one block */
 
 /* Memory of a GPU: the kernel's DMA-BUF way first, then a driver that knows the address by itself
@@ -39,10 +46,10 @@ static int refuse_registration(const struct verbs_rail *rail, const struct shunt
     if (error == ENOMEM && shunt_memory_lockable() != UINT64_MAX)
         return shunt_error_set(err, -ENOMEM,
                                "verbs: %s cannot register %" PRIu64
-                               " MiB: the limit on locked memory, which all processes of this user "
+                               " KiB: the limit on locked memory, which all processes of this user "
                                "share, is used up; raise it: ulimit -l unlimited, or LimitMEMLOCK="
                                "infinity of the systemd unit",
-                               rail->label, bytes >> 20);
+                               rail->label, kib_up(bytes));
     return shunt_error_set(err, -error, "verbs: %s cannot register %" PRIu64 " bytes: %s",
                            rail->label, bytes, strerror(error));
 }
@@ -82,12 +89,14 @@ static int check_limit(const struct shunt_transport_config *cfg, uint32_t rails,
     needed *= rails;
     if (needed <= limit)
         return 0;
-    return shunt_error_set(err, -ENOMEM,
-                           "verbs: %.1f MiB must be locked for RDMA, and this user may lock %.1f "
-                           "MiB; raise the limit: ulimit -l unlimited (root first: '* - memlock "
-                           "unlimited' in /etc/security/limits.conf), LimitMEMLOCK=infinity of the "
-                           "systemd unit, --ulimit memlock=-1 of docker; or lower --chunk",
-                           (double)needed / (1 << 20), (double)limit / (1 << 20));
+    /* Rounded apart, so that the two never look alike. */
+    return shunt_error_set(
+        err, -ENOMEM,
+        "verbs: %" PRIu64 " KiB must be locked for RDMA, and this user may lock "
+        "%" PRIu64 " KiB; raise the limit: ulimit -l unlimited (root first: '* - "
+        "memlock unlimited' in /etc/security/limits.conf), LimitMEMLOCK=infinity "
+        "of the systemd unit, --ulimit memlock=-1 of docker; or " LESS,
+        kib_up(needed), limit >> 10);
 }
 
 static int register_inbox(struct shunt_transport *t, const struct shunt_region *inbox,
@@ -99,8 +108,7 @@ static int register_inbox(struct shunt_transport *t, const struct shunt_region *
         int rc;
 
         if (t->inbox_block_count == VERBS_INBOX_BLOCKS_MAX)
-            return shunt_error_set(err, -E2BIG,
-                                   "verbs: an inbox of more than %u GiB; lower --chunk",
+            return shunt_error_set(err, -E2BIG, "verbs: an inbox of more than %u GiB; " LESS,
                                    VERBS_INBOX_BLOCKS_MAX);
         rc = register_block(t, inbox, off, access, &t->inbox_blocks[t->inbox_block_count++], err);
         if (rc)
