@@ -106,6 +106,37 @@ def _(t):
     check_equal([n['rank'] for n in json.loads(report.read_text())['nodes']], [0], 'whose report')
 
 
+@case('bench dispatch: one rack, and rank 0 has the figures')
+def _(t):
+    figures = t.tmp / 'bench.json'
+    for launcher in (slurm, torchrun_hosts, openmpi):
+        first, *others = start_all(t, launcher, 'bench', 'dispatch', '-n', '5', '--json', figures)
+        result = first.wait()
+        check_equal(result.code, 0, f'rank 0: {result}')
+        check(f'rank 0 of {NODES}' in result.err, result.err)
+        check(f'{NODES} nodes' in result.out, result.out)
+        check_served(others)
+        check_equal(json.loads(figures.read_text())['shape']['nodes'], NODES, 'whose figures')
+        figures.unlink()
+
+
+@case('bench dispatch: --nodes wins')
+def _(t):
+    result = launched(t, openmpi(1), 'bench', 'dispatch', '--nodes', '2', '-n', '2').wait()
+    check_equal((result.code, result.err), (0, ''), f'end of {result}')
+
+
+@case('bench link: no end of it is given by a launcher')
+def _(t):
+    text = f'has started {NODES} of these, and a link has two ends'
+    for words in ((), ('--local',)):
+        t.run('bench', 'link', *words, code=2, err=text, before=setting(openmpi(1)))
+    t.run('bench', 'link', code=2, err=text, before=setting(torchrun_hosts(1)))
+    t.run('bench', 'link', '--local', '-n', '5', before=setting(torchrun_hosts(1)))
+    t.run('bench', 'link', f'127.0.0.1:{free_ports(1)[0]}', '--join-timeout', '0.2', code=1,
+          err='rank 0', before=setting(openmpi(1)))
+
+
 @case('--rack and --nodes win')
 def _(t):
     words = ('-m', env.demo, '-p', 'hi', '-n', '4', '--quiet')

@@ -31,11 +31,14 @@ struct bench {
     char *rack_text; /* --rack, cut at its commas; owned */
     uint32_t rack_count;
     bool has_rank;
-    bool local;        /* --local, or --nodes */
-    uint32_t nodes;    /* --nodes; 0: not given */
-    const char *json;  /* --json */
-    uint32_t qps;      /* --qps; 0: not given */
-    char devices[256]; /* --ib-dev, as often */
+    uint32_t port;        /* as in struct engine_options */
+    const char *master;   /* likewise */
+    struct launch launch; /* the rack of a launcher; count 0: none */
+    bool local;           /* --local, or --nodes */
+    uint32_t nodes;       /* --nodes; 0: not given */
+    const char *json;     /* --json */
+    uint32_t qps;         /* --qps; 0: not given */
+    char devices[256];    /* --ib-dev, as often */
 
     /* link */
     struct shunt_bench_link link;
@@ -84,6 +87,8 @@ static const struct option_help dispatch_help[] = {
     {"--nodes", 0, "N", "so many processes of this machine (default 2)"},
     {"--rank", 0, "N", "or one node of a rack: which,"},
     {"--rack", 0, "A,B,...", "and the addresses of all of them"},
+    {"--port", 0, "P", "of a rack that srun, mpirun or torchrun has started (default 7170)"},
+    {"--master", 0, "HOST", "where its rank 0 runs, if the launcher does not say"},
     {"--tokens", 0, "N", "tokens of each node (default 128)"},
     {"--hidden", 0, "N", "elements of a row (default 7168)"},
     {"--experts", 0, "N", "experts of the layer (default 256)"},
@@ -293,6 +298,10 @@ static int dispatch_option(void *ctx, const char *name, const char *value)
         return b->has_rank = true, take_u32(b, name, value, 0, NODES_MAX - 1, &b->rack.rank);
     if (!strcmp(name, "--rack"))
         return take_rack(b, value);
+    if (!strcmp(name, "--port"))
+        return take_u32(b, name, value, 1, UINT16_MAX, &b->port);
+    if (!strcmp(name, "--master"))
+        return b->master = value, 0;
     if (!strcmp(name, "--tokens"))
         return take_u32(b, name, value, 1, 4096, &d->tokens);
     if (!strcmp(name, "--hidden"))
@@ -569,6 +578,25 @@ static int link_between_hosts(struct bench *b)
     return be_link(b);
 }
 
+/* A launcher's ranks are all given the same command line, and a link has two ends that differ. With
+ * --local on one host, they would be several links at once. Return: 0 or EXIT_USAGE, said. */
+static int check_launch(const struct bench *b)
+{
+    /* Who is where does not matter. */
+    const struct launch_environment env = {
+        .get = get_variable, .master = "unknown", .port = PORT_DEFAULT};
+    struct launch launch;
+    char why[512];
+
+    if (b->server || b->listen || launch_from_environment(&env, &launch, why, sizeof(why)) <= 0 ||
+        (b->local && launch.local == 1))
+        return 0;
+    return usage_error(b->command,
+                       "%s has started %u of these, and a link has two ends: start a server, "
+                       "--listen HOST:PORT, and a client, HOST:PORT; or one with --local",
+                       launch.by, launch.count);
+}
+
 static int bench_link(int argc, char **argv)
 {
     struct bench b = {.command = "bench link", .sizes = {4096}};
@@ -590,6 +618,8 @@ static int bench_link(int argc, char **argv)
         return usage_error(b.command, "--local, --listen and a server: which?");
     if (b.link.bidirectional && b.link.measure == SHUNT_BENCH_LATENCY)
         return usage_error(b.command, "--bidirectional is of bandwidth, and --only latency");
+    if (check_launch(&b))
+        return EXIT_USAGE;
     if (b.asks && !b.local && !b.server)
         return usage_error(b.command,
                            "%s: the client says what is measured and has the figures; give it a "
@@ -641,7 +671,7 @@ static int be_dispatch(struct bench *b)
 {
     struct shunt_bench_dispatch_result r = {.size = sizeof(r)};
     const struct shunt_bench_dispatch *d = &b->dispatch;
-    const bool tells = !b->local || b->rack.rank == 0;
+    const bool tells = b->rack.rank == 0 || (!b->local && b->launch.count == 0);
     struct report_file json = {0};
     struct shunt_error err;
 
@@ -677,6 +707,13 @@ static int run_dispatch(struct bench *b)
                            b->rack_count);
     if (finish_rack_options(b))
         return EXIT_USAGE;
+    if (!b->nodes && !b->rack_count &&
+        take_launch(b->command, b->master, b->port, &b->launch, b->addresses))
+        return EXIT_USAGE;
+    if (b->launch.count) {
+        b->rack_count = b->launch.count;
+        b->rack.rank = b->launch.rank;
+    }
     if (b->rack_count) {
         b->rack.node_count = b->rack_count;
         return be_dispatch(b);
@@ -687,7 +724,7 @@ static int run_dispatch(struct bench *b)
 
 static int bench_dispatch(int argc, char **argv)
 {
-    struct bench b = {.command = "bench dispatch"};
+    struct bench b = {.command = "bench dispatch", .port = PORT_DEFAULT};
     int rc;
 
     shunt_bench_rack_init(&b.rack);

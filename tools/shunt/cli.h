@@ -26,6 +26,7 @@
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 #define NODES_MAX      64
+#define PORT_DEFAULT   7170 /* of a launched rack */
 #define PROMPTS_MAX    256
 #define NOTICES_MAX    8
 #define STOPS_MAX      8
@@ -120,6 +121,15 @@ int take_count(const char *command, const char *name, const char *value, uint64_
 
 /* Of --busy-poll, in microseconds. Return: 0 or EXIT_USAGE, said. */
 int take_busy_poll(const char *command, const char *value, int64_t *ns);
+
+/* getenv, as launch_from_environment wants it. */
+const char *get_variable(void *ctx, const char *name);
+
+/* The seat that a launcher has given to this process (launch.h), said by rank 0: launch->count is 0
+ * where none has, else `addresses`, which has room for NODES_MAX, points into it. Return: 0 or
+ * EXIT_USAGE, said. */
+int take_launch(const char *command, const char *master, uint32_t port, struct launch *launch,
+                const char **addresses);
 
 /* Options of RDMA devices that would do nothing. Return: 0 or EXIT_USAGE, said. */
 int check_link_options(const char *command, const struct shunt_link_options *link,

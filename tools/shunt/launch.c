@@ -378,7 +378,7 @@ static int check_pmix(struct look *l)
         return 0;
     if (!l->launch->by)
         return wrong(l, "PMIX_RANK is set, but no variable says how many ranks there are; give "
-                        "--rank and --rack, or --nodes 1 to run alone");
+                        "--rank and --rack, or --nodes N for nodes here");
     rc = take_number(l, "PMIX_RANK", UINT32_MAX, &rank);
     if (!rc && rank != l->launch->rank && strcmp(l->launch->by, "torchrun") != 0)
         rc = wrong(l, "PMIX_RANK is %u, but the rank by %s is %u", rank, l->launch->by,

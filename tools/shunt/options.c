@@ -11,8 +11,6 @@
 /* A layer's expert, and the next one. */
 #define SLOTS_MIN 2
 
-#define PORT_DEFAULT 7170
-
 const struct option_help engine_options_help[] = {
     {"--model", 'm', "FILE", "model file (GGUF)"},
     {"--nodes", 0, "N", "run N nodes as N processes on this machine"},
@@ -428,34 +426,43 @@ int engine_option(struct engine_options *o, const char *command, const char *nam
     return member_option(o, command, name, value);
 }
 
-static const char *get_variable(void *ctx, const char *name)
+const char *get_variable(void *ctx, const char *name)
 {
     (void)ctx;
     return getenv(name);
 }
 
-/* The seat that a launcher has given to this process, if one has. */
-static int take_launched_rack(struct engine_options *o, const char *command)
+int take_launch(const char *command, const char *master, uint32_t port, struct launch *launch,
+                const char **addresses)
 {
-    const struct launch_environment env = {
-        .get = get_variable, .master = o->master, .port = o->port};
-    struct launch *launch = &o->launch;
+    const struct launch_environment env = {.get = get_variable, .master = master, .port = port};
     char why[512];
     int rc = launch_from_environment(&env, launch, why, sizeof(why));
 
     if (rc < 0)
         return usage_error(command, "%s", why);
-    if (rc == 0)
-        return 0;
     /* Where only rank 0's is known, it tells the others'. */
-    for (uint32_t i = 0; i < launch->count; i++)
-        o->rack[i] = launch->addresses[i][0] ? launch->addresses[i] : NULL;
+    for (uint32_t i = 0; rc && i < launch->count; i++)
+        addresses[i] = launch->addresses[i][0] ? launch->addresses[i] : NULL;
+    if (rc && launch->rank == 0)
+        complain("started by %s: rank 0 of %u, on %s", launch->by, launch->count, addresses[0]);
+    launch->count = rc ? launch->count : 0;
+    return 0;
+}
+
+/* The seat that a launcher has given to this process, if one has. */
+static int take_launched_rack(struct engine_options *o, const char *command)
+{
+    const struct launch *launch = &o->launch;
+
+    if (take_launch(command, o->master, o->port, &o->launch, o->rack))
+        return EXIT_USAGE;
+    if (launch->count == 0)
+        return 0;
     o->rack_count = launch->count;
     o->cfg.rank = launch->rank;
     o->cfg.local_nodes = launch->local;
     o->launched = true;
-    if (launch->rank == 0)
-        complain("started by %s: rank 0 of %u, on %s", launch->by, launch->count, o->rack[0]);
     return 0;
 }
 
