@@ -228,7 +228,7 @@ WRONG = {
     'both directions of a latency': (['link', '--local', '-b', '--only', 'latency'],
                                      '--bidirectional is of bandwidth'),
     'a measurement that is none': (['link', '--only', 'x'], 'neither latency nor bandwidth'),
-    'a device that is not used': (['link', '-d', 'mlx5_0'], 'for --transport verbs, not tcp'),
+    'a device that is not used': (['link', '-d', 'mlx5_0'], '--ib-dev is for --transport verbs, not tcp'),
     'a dtype that is none': (['dispatch', '--dtype', 'fp4'], "'fp4' is none of f32"),
     'a preset that is none': (['dispatch', '--preset', 'x'], 'none of deepep'),
     'a routing that is none': (['dispatch', '--routing', 'x'], 'neither uniform nor zipf'),

@@ -293,6 +293,24 @@ def _(t):
     check_equal(serving.wait().code, 0, 'exit code of the node that serves')
 
 
+@case('options of RDMA devices are named where rows travel over TCP')
+def _(t):
+    words = ('-m', env.demo, '-p', 'hi', '-n', '2', '--quiet')
+    for option, value in (('--ib-dev', 'mlx5_0'), ('--ib-port', '1'), ('--gid-index', '0'),
+                          ('--mtu', '4096'), ('--tclass', '0'), ('--sl', '0'),
+                          ('--qp-timeout', '14'), ('--retry-count', '0')):
+        result = t.run('run', '--nodes', '2', option, value, *words)
+        check_equal(result.err, f'shunt: {option} has no effect: rows travel over tcp; '
+                                '--transport verbs insists on RDMA\n', option)
+    result = t.run('run', '--nodes', '2', *words, before=lambda: os.environ.update(
+        NCCL_IB_TC='106', NCCL_IB_GID_INDEX='3'))
+    check_equal(result.err, '', 'what is set for NCCL')
+    rack = rack_of(free_ports(2))
+    node = t.start('node', '-m', env.demo, '--rank', '1', '--rack', rack, '--tclass', '106')
+    check_equal(t.run('run', '--rank', '0', '--rack', rack, *words).err, '', 'rank 0')
+    check('--tclass has no effect' in node.wait().err, node.err())
+
+
 @case('other ways to write an address')
 def _(t):
     """localhost and IPv6, where the machine has it."""

@@ -64,10 +64,11 @@ struct engine_options {
     char *rack_text;             /* --rack as given; owned */
     const char *rack[NODES_MAX]; /* into rack_text or launch */
     uint32_t rack_count;
-    uint32_t port;        /* of a launched rack's first node on each host */
-    const char *master;   /* host of its rank 0; or NULL */
-    bool launched;        /* the rack is a launcher's, not --rack's */
-    struct launch launch; /* ... then */
+    uint32_t port;           /* of a launched rack's first node on each host */
+    const char *master;      /* host of its rank 0; or NULL */
+    bool launched;           /* the rack is a launcher's, not --rack's */
+    struct launch launch;    /* ... then */
+    const char *link_option; /* a given option of RDMA devices; or NULL */
     struct shunt_config cfg;
 };
 
@@ -131,6 +132,9 @@ const char *get_variable(void *ctx, const char *name);
 int take_launch(const char *command, const char *master, uint32_t port, struct launch *launch,
                 const char **addresses);
 
+/* The name of a given option of RDMA devices, or NULL; to be asked before link_environment. */
+const char *given_link_option(const struct shunt_link_options *link);
+
 /* Options of RDMA devices that would do nothing. Return: 0 or EXIT_USAGE, said. */
 int check_link_options(const char *command, const struct shunt_link_options *link,
                        const char *transport);
@@ -185,6 +189,7 @@ struct sink {
 struct node_job {
     const char *model;
     struct shunt_config cfg;
+    const char *link_option; /* as in struct engine_options */
     struct prompt *prompts;
     uint32_t prompt_count;
     bool deal; /* the prompts are the rack's: this node takes i with i % node_count == rank */

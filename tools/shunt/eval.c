@@ -220,6 +220,7 @@ static int evaluate(struct eval_command *c, struct prompt *prompt, struct report
     struct node_job job = {
         .model = c->engine.model,
         .cfg = c->engine.cfg,
+        .link_option = c->engine.link_option,
         .prompts = prompt,
         .prompt_count = prompt ? 1 : 0,
         /* The ids asked for are K, whatever they are. */

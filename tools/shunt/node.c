@@ -366,6 +366,22 @@ static int open_engine(struct node *n, const struct shunt_config *cfg)
     return failed(n, err.code, text);
 }
 
+/* Whether the options of RDMA devices mean something is known only when the nodes have settled on a
+ * transport. */
+static void check_transport(struct node *n)
+{
+    struct shunt_stats stats = {.size = sizeof(stats)};
+    char text[128];
+
+    shunt_get_stats(n->engine, &stats);
+    if (!n->job->link_option || n->job->cfg.node_count < 2 || !strcmp(stats.transport, "verbs"))
+        return;
+    snprintf(text, sizeof(text),
+             "%s has no effect: rows travel over %s; --transport verbs insists on RDMA",
+             n->job->link_option, stats.transport);
+    n->sink->notice(n->sink->ctx, text);
+}
+
 static int open_and_serve(struct node *n)
 {
     struct shunt_config cfg = n->job->cfg;
@@ -386,6 +402,7 @@ static int open_and_serve(struct node *n)
     rc = open_engine(n, &cfg);
     if (rc)
         return rc;
+    check_transport(n);
     rc = submit_all(n);
     if (!rc)
         rc = serve(n);
@@ -474,8 +491,10 @@ int serve_node(const struct engine_options *engine)
                               .notice = say_notice,
                               .failure = say_failure,
                               .summary = ignore_summary};
-    const struct node_job job = {
-        .model = engine->model, .cfg = engine->cfg, .progress = isatty(STDERR_FILENO)};
+    const struct node_job job = {.model = engine->model,
+                                 .cfg = engine->cfg,
+                                 .link_option = engine->link_option,
+                                 .progress = isatty(STDERR_FILENO)};
 
     return run_node(&job, &sink);
 }

@@ -174,18 +174,27 @@ int take_busy_poll(const char *command, const char *value, int64_t *ns)
     return rc;
 }
 
+const char *given_link_option(const struct shunt_link_options *link)
+{
+    return link->device        ? "--ib-dev"
+           : link->port        ? "--ib-port"
+           : link->gid_index   ? "--gid-index"
+           : link->mtu         ? "--mtu"
+           : link->tclass      ? "--tclass"
+           : link->sl          ? "--sl"
+           : link->qp_timeout  ? "--qp-timeout"
+           : link->retry_count ? "--retry-count"
+                               : NULL;
+}
+
 int check_link_options(const char *command, const struct shunt_link_options *link,
                        const char *transport)
 {
-    const bool given = link->device || link->port || link->gid_index || link->mtu || link->tclass ||
-                       link->sl || link->qp_timeout || link->retry_count;
+    const char *given = given_link_option(link);
 
     if (!given || !transport || strcmp(transport, "auto") == 0 || strcmp(transport, "verbs") == 0)
         return 0;
-    return usage_error(command,
-                       "options of RDMA devices (--ib-dev and the like) are for --transport verbs, "
-                       "not %s",
-                       transport);
+    return usage_error(command, "%s is for --transport verbs, not %s", given, transport);
 }
 
 /* ---- engine options */
@@ -486,6 +495,7 @@ int engine_options_finish(struct engine_options *o, const char *command)
         return usage_error(command, "no model: -m FILE");
     if (check_link_options(command, &o->cfg.link, o->cfg.transport))
         return EXIT_USAGE;
+    o->link_option = given_link_option(&o->cfg.link);
     link_environment(&o->cfg.link);
     if (o->has_rank != (o->rack_count > 0))
         return usage_error(command, "--rank and --rack belong together");

@@ -175,6 +175,7 @@ static struct node_job make_job(const struct run_command *c)
     return (struct node_job){
         .model = c->engine.model,
         .cfg = c->engine.cfg,
+        .link_option = c->engine.link_option,
         .prompts = (struct prompt *)(uintptr_t)c->prompts,
         .prompt_count = c->prompt_count,
         .sampling = c->sampling,
