@@ -72,6 +72,16 @@ def _(t):
     check('both' in out, out)
 
 
+@case('link: the later of two that exclude each other holds')
+def _(t):
+    def messages(*options):
+        o, _ = measure(t, 'link', '--local', '--transport', 'shm', '--only', 'bandwidth', *options)
+        return [s['messages'] for s in o['sizes']]
+    check_equal(messages('-D', '9', '-n', '7', '-a', '-s', '16'), [7], 'one size, so often')
+    check_equal(messages('-s', '16', '-n', '5', '-a'), [5] * 24, 'all sizes')
+    check(messages('-n', '1', '-D', '0.1')[0] > 1, 'for a time')
+
+
 @case('link: for a time')
 def _(t):
     o, _ = measure(t, 'link', '--local', '--transport', 'shm', '-D', '0.2')
