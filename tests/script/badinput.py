@@ -555,11 +555,16 @@ def _(t):
     """--report /dev/stdout is a way people write; what stdout is (here a file) must stay."""
     link = t.tmp / 'link'
     link.symlink_to('/dev/stdout')
-    result = t.run('run', '-m', env.demo, '-p', 'hi', '-n', '4', '--report', link)
-    check(link.is_symlink(), 'the link was replaced by a file')
-    text, table, report = result.out.partition('{')
-    check(text.startswith(', e che,\n') and 'peak memory' in text, f'no text: {result}')
-    check_equal(json.loads(table + report)['report_version'], 1, 'report')
+    for path in (link, '-'):
+        result = t.run('run', '-m', env.demo, '-p', 'hi', '-n', '4', '--report', path,
+                       before=lambda: os.chdir(t.tmp))
+        check(link.is_symlink(), 'the link was replaced by a file')
+        text, table, report = result.out.partition('{')
+        check(text.startswith(', e che,\n') and 'peak memory' in text, f'no text: {result}')
+        check_equal(json.loads(table + report)['report_version'], 1, 'report')
+    check(not (t.tmp / '-').exists(), 'a file called -')
+    refused(t, 'eval', '-m', env.demo, '--ids-file', t.ids([1, 2]), '--logits', '-',
+            says='logits need a file')
 
 
 @case('a report to a pipe that nobody reads')

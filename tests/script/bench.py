@@ -4,6 +4,7 @@
 time is looked at: this machine may do anything meanwhile.
 """
 import json
+import os
 import re
 
 from shunttest import (case, check, check_equal, env, established, free_ports, main, rack_of,
@@ -150,6 +151,15 @@ def _(t):
 def _(t):
     t.run('bench', 'link', '--local', '-D', '60', '--json', t.tmp / 'nowhere' / 'x', code=1,
           err='nowhere/x: cannot be written')
+
+
+@case('figures on standard output are there alone')
+def _(t):
+    path = t.file('-', 'mine')
+    for bench in (['link', '--local'], ['dispatch']):
+        result = t.run('bench', *bench, '-n', '3', '--json', '-', before=lambda: os.chdir(t.tmp))
+        check_equal(json.loads(result.out)['bench'], bench[0], 'all of the output')
+    check_equal(path.read_text(), 'mine', 'a file of this name')
 
 
 # ---- dispatch

@@ -67,7 +67,7 @@ static const struct option_help rack_help[] = {
     {"--busy-poll", 0, "US", "a wait polls so long before it sleeps (default: for ever)"},
     {"--join-timeout", 0, "S", "wait so long for the others (default 60)"},
     {"--step-timeout", 0, "S", "fail when nothing comes or is taken for so long (default 10)"},
-    {"--json", 0, "FILE", "write the figures there as well"},
+    {"--json", 0, "FILE", "write the figures there as well ('-': standard output, alone)"},
     {0},
 };
 
@@ -488,16 +488,24 @@ static int write_json(const struct bench *b, struct report_file *f, json_t *o)
     return output_commit(&f->output);
 }
 
+/* JSON on standard output is there alone, for who reads it. */
+static bool wants_table(const struct bench *b)
+{
+    return !b->json || strcmp(b->json, "-") != 0;
+}
+
 static double us(int64_t ns)
 {
     return (double)ns / 1000;
 }
 
-static void print_link(const struct bench *b, const struct shunt_bench_link_result *results)
+static void print_link(const struct bench *b, const struct shunt_bench_link_result *results,
+                       enum shunt_bench_hardware hardware)
 {
     const bool latency = b->link.measure != SHUNT_BENCH_BANDWIDTH;
     const bool bandwidth = b->link.measure != SHUNT_BENCH_LATENCY;
 
+    print_head(b, hardware);
     printf("%9s", "bytes");
     if (latency)
         printf(" %9s %9s %9s %9s", "p50 us", "p99 us", "p99.9 us", "max us");
@@ -562,8 +570,8 @@ static int be_link(struct bench *b)
     }
     if (!measures)
         return EXIT_DONE;
-    print_head(b, hardware);
-    print_link(b, results);
+    if (wants_table(b))
+        print_link(b, results, hardware);
     return json.file ? write_json(b, &json, link_json(b, results, hardware)) : EXIT_DONE;
 }
 
@@ -642,6 +650,20 @@ static void print_phase(const char *name, const struct shunt_bench_phase *p, uin
            (double)p->signalled / n);
 }
 
+static void print_dispatch(const struct bench *b, const struct shunt_bench_dispatch_result *r)
+{
+    const struct shunt_bench_dispatch *d = &b->dispatch;
+
+    print_head(b, r->hardware);
+    printf("%u nodes, %u tokens each of %u elements, %u of %u experts, %s; per iteration:\n",
+           b->rack.node_count, d->tokens, d->hidden, d->used, d->experts,
+           d->zipf ? "zipf" : "uniform");
+    printf("%-9s %9s %9s %9s %9s %12s %8s %8s %9s\n", "", "p50 us", "p99 us", "p99.9 us", "max us",
+           "KiB sent", "puts", "writes", "signalled");
+    print_phase("dispatch", &r->dispatch, r->iterations);
+    print_phase("combine", &r->combine, r->iterations);
+}
+
 static json_t *phase_json(const struct shunt_bench_phase *p)
 {
     return json_pack("{s:o,s:I,s:I,s:I,s:I}", "times", times_json(&p->times), "bytes",
@@ -670,7 +692,6 @@ static json_t *dispatch_json(const struct bench *b, const struct shunt_bench_dis
 static int be_dispatch(struct bench *b)
 {
     struct shunt_bench_dispatch_result r = {.size = sizeof(r)};
-    const struct shunt_bench_dispatch *d = &b->dispatch;
     const bool tells = b->rack.rank == 0 || (!b->local && b->launch.count == 0);
     struct report_file json = {0};
     struct shunt_error err;
@@ -678,21 +699,15 @@ static int be_dispatch(struct bench *b)
     if (tells && b->json && report_open(&json, b->json))
         return EXIT_FAILED;
     b->rack.addresses = b->addresses;
-    if (shunt_bench_dispatch_run(&b->rack, d, &r, &err)) {
+    if (shunt_bench_dispatch_run(&b->rack, &b->dispatch, &r, &err)) {
         complain("%s", err.text);
         report_abandon(&json);
         return EXIT_FAILED;
     }
     if (!tells)
         return EXIT_DONE;
-    print_head(b, r.hardware);
-    printf("%u nodes, %u tokens each of %u elements, %u of %u experts, %s; per iteration:\n",
-           b->rack.node_count, d->tokens, d->hidden, d->used, d->experts,
-           d->zipf ? "zipf" : "uniform");
-    printf("%-9s %9s %9s %9s %9s %12s %8s %8s %9s\n", "", "p50 us", "p99 us", "p99.9 us", "max us",
-           "KiB sent", "puts", "writes", "signalled");
-    print_phase("dispatch", &r.dispatch, r.iterations);
-    print_phase("combine", &r.combine, r.iterations);
+    if (wants_table(b))
+        print_dispatch(b, &r);
     return json.file ? write_json(b, &json, dispatch_json(b, &r)) : EXIT_DONE;
 }
 

@@ -265,7 +265,7 @@ bool results_equal(const struct results *a, const struct results *b);
 
 /* ---- output.c: files that get their name only when they are whole, and leave nothing behind when
  * a signal ends the program before. Something that is no regular file (a pipe, /dev/stdout) is
- * written in place. */
+ * written in place; "-" is standard output. */
 
 struct output {
     const char *path;

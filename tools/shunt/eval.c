@@ -35,7 +35,7 @@ static const struct option_help own_options[] = {
     {"--logits", 0, "FILE",
      "write the logits of every position: float32, little-endian, "
      "[ids][vocabulary]"},
-    {"--report", 0, "FILE", "write everything measured as JSON"},
+    {"--report", 0, "FILE", "write everything measured as JSON ('-': standard output)"},
     {0},
 };
 

@@ -116,6 +116,8 @@ bool output_is_same(const char *a, const char *b)
 int output_spares(const char *command, const char *name, const char *output,
                   const char *const *read, uint32_t read_count)
 {
+    if (output && !strcmp(output, "-"))
+        return 0;
     for (uint32_t i = 0; output && i < read_count; i++)
         if (read[i] && strcmp(read[i], "-") && output_is_same(output, read[i]))
             return usage_error(command,
@@ -185,6 +187,8 @@ int output_open(struct output *o, const char *path)
     int fd;
 
     *o = (struct output){.path = path};
+    if (!strcmp(path, "-"))
+        return dup(STDOUT_FILENO);
     if (path[0] == '\0') {
         errno = ENOENT;
         return cannot_write(o);

@@ -33,7 +33,7 @@ static const struct option_help own_options[] = {
     {"--seed", 0, "S", "seed of the first prompt; the next has S + 1, ... (default 0)"},
     {"--stop", 0, "TEXT", "end before this text; repeat for up to 8"},
     {"--ignore-eos", 0, NULL, "go on after the end-of-text token"},
-    {"--report", 0, "FILE", "write everything measured as JSON"},
+    {"--report", 0, "FILE", "write everything measured as JSON ('-': standard output)"},
     {"--verify", 0, NULL, "run the prompts again on one node with all experts in memory, compare"},
     {"--quiet", 'q', NULL, "text only: no prompts before it, no table at the end"},
     {0},
