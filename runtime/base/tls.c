@@ -39,7 +39,8 @@ struct shunt_tls {
 struct link {
     struct shunt_tls *tls;
     int fd;
-    int error; /* errno of the last call that failed, 0 for the end of the stream */
+    int error;        /* errno of the last call that failed, 0 for the end of the stream */
+    bool by_namesake; /* the peer's certificate is of an authority named as ours, by another key */
 };
 
 /* ---- below: the socket */
@@ -209,6 +210,32 @@ static int use_private_key(SSL_CTX *ctx, const char *path, const char *cert,
     return rc;
 }
 
+/* Whether we trust authorities named as the one that has signed this, and none of them has. */
+static bool is_by_namesake(X509_STORE_CTX *chain, X509 *cert)
+{
+    STACK_OF(X509) *namesakes = X509_STORE_CTX_get1_certs(chain, X509_get_issuer_name(cert));
+    int count = namesakes ? sk_X509_num(namesakes) : 0;
+    bool signed_it = false;
+
+    for (int i = 0; i < count; i++)
+        signed_it |= X509_verify(cert, X509_get0_pubkey(sk_X509_value(namesakes, i))) == 1;
+    sk_X509_pop_free(namesakes, X509_free);
+    return count > 0 && !signed_it;
+}
+
+/* Keeps the verdict, and with it what handshake_failed says of it. */
+static int look_at_verdict(int ok, X509_STORE_CTX *chain)
+{
+    const SSL *ssl = X509_STORE_CTX_get_ex_data(chain, SSL_get_ex_data_X509_STORE_CTX_idx());
+    X509 *cert = X509_STORE_CTX_get_current_cert(chain);
+
+    if (!ok && cert) {
+        ((struct link *)SSL_get_app_data(ssl))->by_namesake = is_by_namesake(chain, cert);
+        ERR_clear_error(); /* of signatures; the handshake's own comes next */
+    }
+    return ok;
+}
+
 static int use_certificates(struct shunt_tls *tls, const struct shunt_credentials *c,
                             struct shunt_error *err)
 {
@@ -247,7 +274,7 @@ static bool set_up(SSL_CTX *ctx)
                                  SSL_OP_IGNORE_UNEXPECTED_EOF);
     SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
-    SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, look_at_verdict);
     return SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION) &&
            SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION) &&
            SSL_CTX_set_ciphersuites(ctx, SUITES) && SSL_CTX_set1_groups_list(ctx, TLS_GROUPS) &&
@@ -383,10 +410,17 @@ static int handshake_failed(SSL *ssl, struct shunt_error *err)
     case SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE:
         return shunt_error_set(err, -EACCES, "it has no certificate");
     case SSL_R_CERTIFICATE_VERIFY_FAILED:
-        if (!tls_of(ssl)->key_bytes)
-            return shunt_error_set(err, -EACCES, "its certificate: %s",
-                                   X509_verify_cert_error_string(verdict));
-        return shunt_error_set(err, -EACCES, "it shows a certificate and does not have the key");
+        if (tls_of(ssl)->key_bytes)
+            return shunt_error_set(err, -EACCES,
+                                   "it shows a certificate and does not have the key");
+        if (((const struct link *)SSL_get_app_data(ssl))->by_namesake)
+            return shunt_error_set(
+                err, -EACCES,
+                "its certificate: the authority that signed it has the name of "
+                "the one in --ca, but another key (was it renewed?); give every "
+                "node the same --ca file, and a certificate signed with its key");
+        return shunt_error_set(err, -EACCES, "its certificate: %s",
+                               X509_verify_cert_error_string(verdict));
     case SSL_R_WRONG_VERSION_NUMBER:
     case SSL_R_HTTP_REQUEST:
     case SSL_R_PACKET_LENGTH_TOO_LONG:

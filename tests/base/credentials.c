@@ -62,7 +62,19 @@ static const char *write_cert(struct credential_files *f, const char *name, X509
 struct authority {
     EVP_PKEY *key;
     X509 *cert;
+    bool is_named; /* what it signs names its key, and not only itself */
 };
+
+static void add_extension(X509 *x, X509 *issuer, int nid, const char *value)
+{
+    X509V3_CTX ctx;
+    X509_EXTENSION *extension;
+
+    X509V3_set_ctx(&ctx, issuer, x, NULL, NULL, 0);
+    extension = X509V3_EXT_conf_nid(NULL, &ctx, nid, value);
+    need(extension && X509_add_ext(x, extension, -1) == 1, "extension");
+    X509_EXTENSION_free(extension);
+}
 
 /* Signed by `by`, or by itself; valid from a day ago until `end_s` from now. */
 static X509 *make_cert(const char *name, EVP_PKEY *key, const struct authority *by, long end_s)
@@ -82,7 +94,10 @@ static X509 *make_cert(const char *name, EVP_PKEY *key, const struct authority *
         BASIC_CONSTRAINTS is_authority = {.ca = 0xff};
 
         need(X509_add1_ext_i2d(x, NID_basic_constraints, &is_authority, 1, 0) == 1, "extension");
+        add_extension(x, x, NID_subject_key_identifier, "hash");
     }
+    if (by && by->is_named)
+        add_extension(x, by->cert, NID_authority_key_identifier, "keyid:always");
     X509_set_issuer_name(x, by ? X509_get_subject_name(by->cert) : subject);
     need(X509_sign(x, by ? by->key : key, EVP_sha256()) > 0, "signature");
     return x;
@@ -110,6 +125,7 @@ static const char *issue(struct credential_files *f, const char *name, EVP_PKEY 
 void credentials_make(struct credential_files *f)
 {
     struct authority ca = make_authority("ca"), other = make_authority("other-ca");
+    struct authority renewed = make_authority("ca");
     EVP_PKEY *key = EVP_EC_gen("P-256"), *second = EVP_EC_gen("P-256");
 
     memset(f, 0, sizeof(*f));
@@ -127,12 +143,17 @@ void credentials_make(struct credential_files *f)
     f->second_cert = issue(f, "second.pem", second, &ca, DAY_S);
     f->expired_cert = issue(f, "expired.pem", key, &ca, -3600);
     f->strange_cert = issue(f, "strange.pem", key, &other, DAY_S);
+    f->renewed_bare_cert = issue(f, "renewed-bare.pem", key, &renewed, DAY_S);
+    renewed.is_named = true;
+    f->renewed_cert = issue(f, "renewed.pem", key, &renewed, DAY_S);
     EVP_PKEY_free(key);
     EVP_PKEY_free(second);
     EVP_PKEY_free(ca.key);
     EVP_PKEY_free(other.key);
+    EVP_PKEY_free(renewed.key);
     X509_free(ca.cert);
     X509_free(other.cert);
+    X509_free(renewed.cert);
 }
 
 void credentials_remove(struct credential_files *f)

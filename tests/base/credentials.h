@@ -18,6 +18,9 @@ struct credential_files {
     const char *second_cert, *second_key; /* of ca as well */
     const char *expired_cert;             /* of cert_key */
     const char *strange_cert;             /* of cert_key, by other_ca */
+    /* Of cert_key, by an authority with the name of ca and another key: the certificate names the
+     * key that it was signed with, or does not. */
+    const char *renewed_cert, *renewed_bare_cert;
 };
 
 /* The program ends when they cannot be made. */

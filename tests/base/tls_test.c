@@ -178,6 +178,17 @@ Test(tls, refuses_certificates_that_are_not_the_racks)
     expect_refused(ours, credentials_cert(&files), 0, "its certificate: ");
 }
 
+Test(tls, tells_a_renewed_authority_from_a_strange_one)
+{
+    struct shunt_credentials ours = credentials_cert(&files), renewed = ours;
+
+    for (uint32_t i = 0; i < 2; i++) {
+        renewed.cert = i ? files.renewed_cert : files.renewed_bare_cert;
+        expect_refused(ours, renewed, 0, "another key (was it renewed?); give every node the same");
+        expect_refused(renewed, ours, 1, "another key (was it renewed?); give every node the same");
+    }
+}
+
 Test(tls, refuses_a_key_where_certificates_are_asked_for_and_the_other_way_round)
 {
     struct pair p;
