@@ -176,14 +176,24 @@ static int refuse_file(const char *path, struct shunt_error *err)
                            why ? why : "nothing is in it");
 }
 
-/* Never asks at a terminal. */
-static int no_passphrase(char *text, int size, int writing, void *ctx)
+/* Never asks at a terminal, and keeps that a passphrase was wanted. */
+static int no_passphrase(char *text, int size, int writing, void *wanted)
 {
     (void)text;
     (void)size;
     (void)writing;
-    (void)ctx;
+    *(bool *)wanted = true;
     return -1;
+}
+
+static int refuse_passphrase(const char *path, struct shunt_error *err)
+{
+    ERR_clear_error();
+    return shunt_error_set(
+        err, -EINVAL,
+        "%s is encrypted, and shunt asks for no passphrase; write the key without "
+        "one: (umask 077; openssl pkey -in %s -out FILE), and give that FILE",
+        path, path);
 }
 
 static int use_private_key(SSL_CTX *ctx, const char *path, const char *cert,
@@ -193,11 +203,12 @@ static int use_private_key(SSL_CTX *ctx, const char *path, const char *cert,
     int64_t len = pem ? shunt_secret_read(path, pem, PEM_MAX, err)
                       : shunt_error_set(err, -ENOMEM, "out of memory for %s", path);
     BIO *bio = len > 0 ? BIO_new_mem_buf(pem, (int)len) : NULL;
-    EVP_PKEY *key = bio ? PEM_read_bio_PrivateKey(bio, NULL, no_passphrase, NULL) : NULL;
+    bool encrypted = false;
+    EVP_PKEY *key = bio ? PEM_read_bio_PrivateKey(bio, NULL, no_passphrase, &encrypted) : NULL;
     int rc = len < 0 ? (int)len : 0;
 
     if (!rc && !key)
-        rc = refuse_file(path, err);
+        rc = encrypted ? refuse_passphrase(path, err) : refuse_file(path, err);
     /* Compares it with the certificate, which is there already. */
     if (!rc && SSL_CTX_use_PrivateKey(ctx, key) != 1)
         rc = shunt_error_set(err, -EINVAL, "%s is not the private key of %s", path, cert);

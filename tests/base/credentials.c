@@ -49,6 +49,21 @@ static const char *write_key(struct credential_files *f, const char *name, EVP_P
     return path;
 }
 
+static const char *write_encrypted(struct credential_files *f, const char *name, EVP_PKEY *key,
+                                   int (*write)(BIO *, const EVP_PKEY *, const EVP_CIPHER *,
+                                                const unsigned char *, int, pem_password_cb *,
+                                                void *))
+{
+    const char *path = credentials_write(f, name, "");
+    BIO *file = BIO_new_file(path, "w");
+
+    need(file &&
+             write(file, key, EVP_aes_128_cbc(), (const unsigned char *)"secret", 6, NULL, NULL),
+         path);
+    BIO_free(file);
+    return path;
+}
+
 static const char *write_cert(struct credential_files *f, const char *name, X509 *cert)
 {
     const char *path = credentials_write(f, name, "");
@@ -139,6 +154,8 @@ void credentials_make(struct credential_files *f)
     f->other_ca = write_cert(f, "other-ca.pem", other.cert);
     f->cert_key = write_key(f, "cert.key", key);
     f->second_key = write_key(f, "second.key", second);
+    f->encrypted_keys[0] = write_encrypted(f, "pkcs8.key", key, PEM_write_bio_PrivateKey);
+    f->encrypted_keys[1] = write_encrypted(f, "old.key", key, PEM_write_bio_PrivateKey_traditional);
     f->cert = issue(f, "cert.pem", key, &ca, DAY_S);
     f->second_cert = issue(f, "second.pem", second, &ca, DAY_S);
     f->expired_cert = issue(f, "expired.pem", key, &ca, -3600);

@@ -18,6 +18,7 @@ struct credential_files {
     const char *second_cert, *second_key; /* of ca as well */
     const char *expired_cert;             /* of cert_key */
     const char *strange_cert;             /* of cert_key, by other_ca */
+    const char *encrypted_keys[2];        /* cert_key with a passphrase: PKCS#8, and as of old */
     /* Of cert_key, by an authority with the name of ca and another key: the certificate names the
      * key that it was signed with, or does not. */
     const char *renewed_cert, *renewed_bare_cert;

@@ -460,6 +460,10 @@ Test(tls, refuses_files_that_do_not_belong_together)
     c = credentials_cert(&files);
     c.cert_key = files.key;
     expect_no_context(c, -EINVAL, files.key, "no PEM file");
+    for (uint32_t i = 0; i < 2; i++) {
+        c.cert_key = files.encrypted_keys[i];
+        expect_no_context(c, -EINVAL, files.encrypted_keys[i], "openssl pkey -in");
+    }
     c = credentials_cert(&files);
     c.ca = "/nowhere/ca.pem";
     expect_no_context(c, -ENOENT, "/nowhere/ca.pem", "No such file");
