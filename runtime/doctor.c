@@ -182,16 +182,11 @@ static void check_direct(struct shunt_check *c, const char *path)
 
 /* ---- devices */
 
-static bool speaks_roce(const struct verbs_port *p)
-{
-    return strcmp(p->protocol, "RoCE") == 0;
-}
-
 /* A usable port is worth more than any other; one that may become so by a cable or an address more
  * than one that never will; and a NIC's more than one in software. */
 static uint32_t worth(const struct verbs_port *p)
 {
-    return 4u * p->usable + 2u * speaks_roce(p) + !p->software;
+    return 4u * p->usable + 2u * (p->protocol == VERBS_ROCE) + !p->software;
 }
 
 /* The port that says most. */
@@ -224,9 +219,10 @@ static void check_verbs(struct shunt_check *c, const char *path)
         return;
     }
     best = best_port(ports, count < PORTS_MAX ? count : PORTS_MAX);
-    if (!speaks_roce(best)) {
+    if (best->protocol != VERBS_ROCE) {
         found(c, SHUNT_CHECK_MISSING, "%d port%s; %s port %u speaks %s; rows travel by TCP", count,
-              count == 1 ? "" : "s", best->device, best->port, best->protocol);
+              count == 1 ? "" : "s", best->device, best->port,
+              best->protocol == VERBS_IWARP ? "iWARP" : "InfiniBand");
         remedy(c, "a NIC that speaks RoCE v2, or this one set to Ethernet where it can be");
         return;
     }

@@ -16,32 +16,35 @@ static const struct verbs_port cabled = {.device = "mlx5_0",
                                          .port = 1,
                                          .usable = true,
                                          .mtu = 4096,
-                                         .protocol = "RoCE",
+                                         .protocol = VERBS_ROCE,
                                          .state = "PORT_ACTIVE",
                                          .address = "10.0.0.1"};
 static const struct verbs_port unplugged = {
-    .device = "mlx5_1", .port = 1, .mtu = 1024, .protocol = "RoCE", .state = "PORT_DOWN"};
-static const struct verbs_port infiniband = {
-    .device = "mlx5_2", .port = 1, .mtu = 4096, .protocol = "InfiniBand", .state = "PORT_ACTIVE"};
+    .device = "mlx5_1", .port = 1, .mtu = 1024, .protocol = VERBS_ROCE, .state = "PORT_DOWN"};
+static const struct verbs_port infiniband = {.device = "mlx5_2",
+                                             .port = 1,
+                                             .mtu = 4096,
+                                             .protocol = VERBS_INFINIBAND,
+                                             .state = "PORT_ACTIVE"};
 static const struct verbs_port siw = {.device = "siw0",
                                       .port = 1,
                                       .software = true,
                                       .mtu = 1024,
-                                      .protocol = "iWARP",
+                                      .protocol = VERBS_IWARP,
                                       .state = "PORT_ACTIVE"};
 static const struct verbs_port rxe = {.device = "rxe0",
                                       .port = 1,
                                       .usable = true,
                                       .software = true,
                                       .mtu = 1024,
-                                      .protocol = "RoCE",
+                                      .protocol = VERBS_ROCE,
                                       .state = "PORT_ACTIVE",
                                       .address = "10.0.0.2"};
 static const struct verbs_port rxe_down = {.device = "rxe1",
                                            .port = 1,
                                            .software = true,
                                            .mtu = 1024,
-                                           .protocol = "RoCE",
+                                           .protocol = VERBS_ROCE,
                                            .state = "PORT_DOWN"};
 
 static const struct verbs_port *const *machine; /* [PORTS_MAX], NULL after the last */

@@ -65,7 +65,7 @@ static void describe(struct ibv_context *device, uint8_t port, bool dmabuf, stru
     memset(p, 0, sizeof(*p));
     snprintf(p->device, sizeof(p->device), "%s", ibv_get_device_name(device->device));
     p->port = port;
-    p->protocol = device->device->transport_type == IBV_TRANSPORT_IWARP ? "iWARP" : "RoCE";
+    p->protocol = device->device->transport_type == IBV_TRANSPORT_IWARP ? VERBS_IWARP : VERBS_ROCE;
     p->software = verbs_is_software(p->device);
     p->dmabuf = dmabuf;
     if (ibv_query_port(device, port, &attr)) {
@@ -74,10 +74,10 @@ static void describe(struct ibv_context *device, uint8_t port, bool dmabuf, stru
     }
     snprintf(p->state, sizeof(p->state), "%s", ibv_port_state_str(attr.state));
     if (attr.link_layer != IBV_LINK_LAYER_ETHERNET)
-        p->protocol = "InfiniBand";
+        p->protocol = VERBS_INFINIBAND;
     p->mtu = verbs_mtu_bytes(attr.active_mtu);
     find_address(device, p);
-    p->usable = attr.state == IBV_PORT_ACTIVE && !strcmp(p->protocol, "RoCE") && p->address[0];
+    p->usable = attr.state == IBV_PORT_ACTIVE && p->protocol == VERBS_ROCE && p->address[0];
 }
 
 int verbs_list_ports(struct verbs_port *ports, uint32_t max)

@@ -10,16 +10,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Only RoCE is ever usable. */
+enum verbs_protocol { VERBS_ROCE, VERBS_INFINIBAND, VERBS_IWARP };
+
 struct verbs_port {
     char device[64];
     uint32_t port;
-    bool usable;          /* active Ethernet with a RoCE v2 address */
-    bool software;        /* rxe or siw: no NIC behind it */
-    bool dmabuf;          /* registers DMA-BUF memory */
-    uint32_t mtu;         /* bytes, of RDMA packets */
-    const char *protocol; /* "RoCE"; "InfiniBand" and "iWARP", which are never usable; static */
-    char state[24];       /* "PORT_ACTIVE" */
-    char address[48];     /* of its first RoCE v2 GID with an IPv4 address, else its first; or "" */
+    bool usable;   /* active Ethernet with a RoCE v2 address */
+    bool software; /* rxe or siw: no NIC behind it */
+    bool dmabuf;   /* registers DMA-BUF memory */
+    uint32_t mtu;  /* bytes, of RDMA packets */
+    enum verbs_protocol protocol;
+    char state[24];   /* "PORT_ACTIVE" */
+    char address[48]; /* of its first RoCE v2 GID with an IPv4 address, else its first; or "" */
 };
 
 /* Writes at most `max`. Return: how many ports there are; -ENOTSUP where the build has no RDMA. */
