@@ -35,6 +35,8 @@ struct shunt_bench_rack {
     struct shunt_link_options link;
     int64_t busy_poll_ns; /* a wait polls so long, then sleeps until it is woken; -1: for ever */
     int64_t join_timeout_ns, step_timeout_ns; /* to meet; and in which nothing goes on */
+    void (*listening)(void *ctx); /* by the thread that measures, once others can come; or NULL */
+    void *listening_ctx;
 };
 /* Fills the defaults: rank 0 of 2 over TCP, polling for ever, 60 s, 10 s. */
 SHUNT_API void shunt_bench_rack_init(struct shunt_bench_rack *rack);

@@ -77,6 +77,8 @@ int shunt_bench_join(struct shunt_bench_node *b, const struct shunt_bench_rack *
                         .ca = cfg->ca_file},
         .encrypt = cfg->encrypt,
         .join_timeout_ns = cfg->join_timeout_ns,
+        .listening = cfg->listening,
+        .listening_ctx = cfg->listening_ctx,
         .dead_after_ns = cfg->step_timeout_ns,
         .model_name = name,
         .kernel_levels = 1,
@@ -188,7 +190,7 @@ static uint32_t poll_once(struct shunt_bench_node *b)
 /* One wait for one peer. */
 struct wait {
     uint32_t peer;
-    int64_t idle_ns; /* since when nothing has come; 0: not looked yet */
+    int64_t idle_ns; /* since when nothing has come from anybody; 0: not looked yet */
 };
 
 /* Polls until something has come, whatever it is, or it is time to look at the clock. Return:
@@ -233,7 +235,7 @@ static int check_wait(struct shunt_bench_node *b, struct wait *w, bool has_come,
     if (w->idle_ns == 0)
         w->idle_ns = now;
     if (now - w->idle_ns >= b->cfg.step_timeout_ns)
-        return shunt_error_set(err, -ETIMEDOUT, "nothing from %s within %.3g s",
+        return shunt_error_set(err, -ETIMEDOUT, "waiting for %s: nothing has come for %.3g s",
                                shunt_rack_nodes(b->rack)[w->peer].label,
                                (double)b->cfg.step_timeout_ns / 1e9);
     if (b->cfg.busy_poll_ns >= 0 && now - w->idle_ns >= b->cfg.busy_poll_ns)

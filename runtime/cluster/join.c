@@ -541,7 +541,12 @@ static int start_listening(struct shunt_joining *j, struct shunt_error *err)
         j->listen_fd = shunt_address_listen(&j->addresses[rank], j->texts[rank], backlog(j), err);
         rc = j->listen_fd < 0 ? j->listen_fd : 0;
     }
-    return rc || j->listen_fd < 0 ? rc : bind_live(j, err);
+    if (rc || j->listen_fd < 0)
+        return rc;
+    rc = bind_live(j, err);
+    if (!rc && j->cfg->listening)
+        j->cfg->listening(j->cfg->listening_ctx);
+    return rc;
 }
 
 static void plan_connections(struct shunt_joining *j)

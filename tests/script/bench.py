@@ -6,6 +6,7 @@ time is looked at: this machine may do anything meanwhile.
 import json
 import os
 import re
+import socket
 
 from shunttest import (case, check, check_equal, env, established, free_ports, main, rack_of,
                        wait_until)
@@ -19,7 +20,8 @@ def measure(t, *arguments, **how):
     """Return: what --json wrote."""
     path = t.tmp / 'bench.json'
     result = t.run('bench', *arguments, '--json', path, **how)
-    check_equal(result.err, '', 'stderr')
+    hint = re.compile(r'shunt: \d+ nodes poll on \d+ processors?, so times are those .*\n')
+    check_equal(hint.sub('', result.err), '', 'stderr')
     return json.loads(path.read_text()), result.out
 
 
@@ -125,6 +127,25 @@ def _(t):
     result = server.wait()
     check_equal((result.code, result.out), (0, ''), f'end of {result}')
     check(re.fullmatch(r'listening on 127\.0\.0\.1:\d+\n', result.err), f'{result.err!r}')
+
+
+@case('link: a server that cannot listen does not say that it does')
+def _(t):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        result = t.run('bench', 'link', '--listen', f'127.0.0.1:{taken.getsockname()[1]}', code=1)
+    check('listening' not in result.err and 'is taken' in result.err, f'{result.err!r}')
+    result = t.run('bench', 'link', '--listen', '127.0.0.1:1', '--key-file', '/none', code=1)
+    check('listening' not in result.err and '/none' in result.err, f'{result.err!r}')
+
+
+@case('more nodes than processors: times are said to be the scheduler\'s')
+def _(t):
+    shape = ['--hidden', '64', '-n', '2', '--transport', 'shm']
+    one = {os.sched_getaffinity(0).pop()}
+    for options, said in ([], True), (['--busy-poll', '50'], False):
+        result = t.run('bench', 'dispatch', *shape, *options,
+                       before=lambda: os.sched_setaffinity(0, one))
+        check_equal('2 nodes poll on 1 processor, so times' in result.err, said, options)
 
 
 @case('link: nobody there')

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <jansson.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <shunt_bench.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -378,6 +379,19 @@ static int listen_anywhere(struct bench *b, uint32_t rank)
     return fd;
 }
 
+/* Ends that poll without end take a processor each. */
+static void check_processors(const struct bench *b, uint32_t count)
+{
+    cpu_set_t set;
+
+    if (b->rack.busy_poll_ns >= 0 || sched_getaffinity(0, sizeof(set), &set) ||
+        count <= (uint32_t)CPU_COUNT(&set))
+        return;
+    complain("%u nodes poll on %d processor%s, so times are those of the scheduler; --busy-poll 50 "
+             "lets them sleep",
+             count, CPU_COUNT(&set), CPU_COUNT(&set) == 1 ? "" : "s");
+}
+
 /* Runs fn as every rank but `own` in processes that do not outlive this one, then as `own` here.
  * Return: exit code. */
 static int run_local(struct bench *b, uint32_t count, uint32_t own, int (*fn)(struct bench *b))
@@ -391,6 +405,7 @@ static int run_local(struct bench *b, uint32_t count, uint32_t own, int (*fn)(st
         if ((fds[r] = listen_anywhere(b, r)) < 0)
             return EXIT_FAILED;
     b->rack.node_count = count;
+    check_processors(b, count);
     fflush(NULL);
     for (uint32_t r = 0; r < count; r++) {
         if (r == own)
@@ -575,14 +590,23 @@ static int be_link(struct bench *b)
     return json.file ? write_json(b, &json, link_json(b, results, hardware)) : EXIT_DONE;
 }
 
+static void say_listening(void *ctx)
+{
+    const struct bench *b = ctx;
+
+    fprintf(stderr, "listening on %s\n", b->addresses[0]);
+}
+
 /* The client's own address is nobody's to know: the two meet at the server's. */
 static int link_between_hosts(struct bench *b)
 {
     b->rack.rank = b->server != NULL;
     b->addresses[0] = b->server ? b->server : b->listen ? b->listen : SERVER_DEFAULT;
     b->addresses[1] = NULL;
-    if (!b->server)
-        fprintf(stderr, "listening on %s\n", b->addresses[0]);
+    if (!b->server) {
+        b->rack.listening = say_listening;
+        b->rack.listening_ctx = b;
+    }
     return be_link(b);
 }
 
