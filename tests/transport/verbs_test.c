@@ -180,6 +180,46 @@ Test(verbs, opens_nothing_but_the_inbox_to_writes)
     mesh_close(&m);
 }
 
+/* A peer that puts without regard to its credit, and is told of no release. */
+Test(verbs, gives_up_a_peer_that_puts_more_than_it_may, .timeout = 60)
+{
+    struct shunt_completion c;
+    struct mesh m;
+    uint32_t arrived = 0;
+
+    open_pair(&m, 4096);
+    m.keeps = true;
+    for (uint32_t i = 0; i <= SHUNT_TRANSPORT_WINDOW; i++) {
+        m.nodes[0].t->peers[1].unreleased = 0;
+        cr_assert_eq(mesh_put(&m, 0, 1, mesh_room(64), 64, 0, i), 0);
+        c = mesh_next(&m, 1);
+        if (c.event != SHUNT_TRANSPORT_ARRIVED)
+            break;
+        if (++arrived < VERBS_CREDIT_EVERY) /* not worth a word yet */
+            verbs.ops->release(m.nodes[1].t, 0, 1);
+    }
+    cr_expect_eq(arrived, SHUNT_TRANSPORT_WINDOW);
+    cr_expect(c.event == SHUNT_TRANSPORT_LOST && strstr(c.reason, "gave it credit for"), "%s",
+              c.event == SHUNT_TRANSPORT_LOST ? c.reason : "it goes on");
+    mesh_close(&m);
+}
+
+/* Credit travels on the first rail, for which alone there is room. */
+Test(verbs, gives_up_a_peer_that_sends_on_another_rail)
+{
+    struct mesh m;
+    struct shunt_transport *t = open_pair(&m, 4096);
+    struct ibv_send_wr *bad,
+        wr = {.wr_id = verbs_id(VERBS_CREDIT, 1, 1, 1), .opcode = IBV_WR_SEND};
+
+    if (t->rail_count > 1) {
+        t->peers[1].lanes[1].sends++;
+        cr_assert_eq(ibv_post_send(t->peers[1].lanes[1].qp, &wr, &bad), 0);
+        expect_reason(&m, 1, "it sent something", "no message of shunt's");
+    }
+    mesh_close(&m);
+}
+
 /* A queue pair that would not die: its memory is not given back, and that is said. */
 static bool qp_is_immortal;
 

@@ -141,7 +141,7 @@ static void count_writes(struct shunt_transport *t, struct verbs_lane *lane, uin
     t->counters.signalled++;
 }
 
-/* `what`: writes or sends. */
+/* `what` was to be posted: writes, sends, receives. */
 __attribute__((cold)) static void lose_queue(struct shunt_transport *t, uint32_t peer,
                                              uint32_t rail, const char *what, int error)
 {
@@ -318,12 +318,17 @@ static int post_empty_send(const struct verbs_lane *lane, uint64_t id)
 static int post_receives_taken(struct verbs_lane *lane, uint64_t id)
 {
     struct ibv_recv_wr *bad, wrs[VERBS_RECEIVES];
-    const uint32_t count = lane->taken;
+    int rc = 0;
 
-    for (uint32_t i = 0; i < count; i++)
-        wrs[i] = (struct ibv_recv_wr){.wr_id = id, .next = i + 1 < count ? &wrs[i + 1] : NULL};
-    lane->taken = 0;
-    return count ? ibv_post_recv(lane->qp, wrs, &bad) : 0;
+    while (lane->taken > 0 && !rc) {
+        const uint32_t count = lane->taken < VERBS_RECEIVES ? lane->taken : VERBS_RECEIVES;
+
+        for (uint32_t i = 0; i < count; i++)
+            wrs[i] = (struct ibv_recv_wr){.wr_id = id, .next = i + 1 < count ? &wrs[i + 1] : NULL};
+        lane->taken -= count;
+        rc = ibv_post_recv(lane->qp, wrs, &bad);
+    }
+    return rc;
 }
 
 void verbs_post_credit(struct shunt_transport *t, uint32_t peer)

@@ -81,7 +81,8 @@ static const char *usual_cause(enum ibv_wc_status status)
     }
 }
 
-__attribute__((cold)) static void take_error(struct shunt_transport *t, uint32_t peer, const struct ibv_wc *wc)
+__attribute__((cold)) static void take_error(struct shunt_transport *t, uint32_t peer,
+                                             const struct ibv_wc *wc)
 {
     verbs_lose(t, peer, -EIO, "QP 0x%06x: %s (%s; status %d, vendor error 0x%x)", wc->qp_num,
                ibv_wc_status_str(wc->status), usual_cause(wc->status), wc->status, wc->vendor_err);
@@ -98,7 +99,8 @@ static void take_immediate(struct shunt_transport *t, uint32_t peer, uint32_t ra
         p->lanes[rail].extra++;
         return;
     }
-    if (p->coming_count + p->arrived >= SHUNT_TRANSPORT_WINDOW) {
+    /* What this node has not said it released is still out of the peer's credit. */
+    if (p->coming_count + p->arrived + p->untold >= SHUNT_TRANSPORT_WINDOW) {
         verbs_lose(t, peer, -EPROTO, "it sent more than this node gave it credit for");
         return;
     }
@@ -107,10 +109,14 @@ static void take_immediate(struct shunt_transport *t, uint32_t peer, uint32_t ra
                               .striped = t->rail_count > 1 && wc->byte_len == 0};
 }
 
-static void take_credit(struct shunt_transport *t, uint32_t peer)
+static void take_credit(struct shunt_transport *t, uint32_t peer, uint32_t rail)
 {
     struct verbs_peer *p = &t->peers[peer];
 
+    if (rail > 0) {
+        verbs_lose(t, peer, -EPROTO, "it sent something that is no message of shunt's");
+        return;
+    }
     verbs_post_receive(t, peer, 0);
     if (p->unreleased < VERBS_CREDIT_EVERY)
         verbs_lose(t, peer, -EPROTO, "it released more than was sent");
@@ -152,7 +158,7 @@ static void take(struct shunt_transport *t, const struct ibv_wc *wc)
     else if (work == VERBS_RECEIVE && wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM)
         take_immediate(t, peer, rail, wc);
     else if (work == VERBS_RECEIVE)
-        take_credit(t, peer);
+        take_credit(t, peer, rail);
 }
 
 static void drain(struct shunt_transport *t)

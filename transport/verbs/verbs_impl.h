@@ -24,7 +24,13 @@
 #define VERBS_BLOCK_BYTES      (1ull << 30)
 #define VERBS_INBOX_BLOCKS_MAX 64u
 
-/* Of each rail and peer. An immediate takes a receive; so does a word of credit, on rail 0. */
+/* Of each rail and peer. An immediate takes a receive; so does a word of credit, on rail 0.
+ *
+ * These receives are enough. The peer may have a window of puts that it has not been told are
+ * released, and what put receives it used before that word is posted again before the word is (on
+ * every rail: a put is released when it has come on all of its rails); so a window of receives
+ * serves its puts. A word is said for every CREDIT_EVERY released: until the first of them is taken,
+ * and its receive posted again, a window of puts cannot give more than CREDITS_MAX. */
 #define VERBS_CREDIT_EVERY (SHUNT_TRANSPORT_WINDOW / 2)
 #define VERBS_CREDITS_MAX  (SHUNT_TRANSPORT_WINDOW / VERBS_CREDIT_EVERY + 1)
 #define VERBS_RECEIVES     (SHUNT_TRANSPORT_WINDOW + VERBS_CREDITS_MAX)
