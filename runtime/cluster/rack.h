@@ -30,7 +30,8 @@ struct shunt_rack_config {
     bool serve_only;
     int64_t join_timeout_ns;
     const int *cancel_fd; /* joining gives up when it is readable; or NULL */
-    void (*listening)(void *ctx); /* by who joins, when the others can reach this node; or NULL */
+    void (*listening)(void *ctx); /* by who joins, when the others can reach this node at the
+                                     address it was given; or NULL */
     void *listening_ctx;
     int64_t dead_after_ns;
 

@@ -95,35 +95,43 @@ static int too_late(const struct shunt_progress *p, uint32_t awaited, const char
                            p->exchange->nodes[awaited].label, seconds);
 }
 
+static void count_wait(struct shunt_progress *p, uint32_t awaited, int64_t ns)
+{
+    if (awaited == SHUNT_WAIT_DRIVE)
+        p->wait_read_ns += ns;
+    else
+        p->wait_peer_ns += ns;
+}
+
 int shunt_progress_wait(struct shunt_progress *p, shunt_wait_fn *fn, void *ctx, const char *what,
                         struct shunt_error *err)
 {
-    int64_t begin = 0;
+    uint32_t awaited = SHUNT_WAIT_DONE; /* since `since` */
+    int64_t begin = 0, since = 0;
 
     for (;;) {
         int rc = shunt_progress_poll(p, err);
-        uint32_t awaited = fn(ctx);
+        uint32_t next = fn(ctx);
+        const bool over = rc || next == SHUNT_WAIT_DONE;
         int64_t now;
 
-        if (rc)
+        if (over && begin == 0)
             return rc;
-        if (awaited == SHUNT_WAIT_DONE)
-            return 0;
         now = shunt_now_ns();
-        if (begin == 0) {
+        if (begin == 0)
             begin = now;
-            continue;
-        }
+        else
+            count_wait(p, awaited, now - since);
+        if (over)
+            return rc;
+        awaited = next;
+        since = now;
         if (awaited != SHUNT_WAIT_DRIVE && p->exchange->lost[awaited])
             return peer_lost(p, awaited, err);
         if (now - begin >= p->step_timeout_ns)
             return too_late(p, awaited, what, err);
         if (now - begin >= p->busy_poll_ns)
             shunt_progress_sleep(p, -1, SLEEP_MAX_NS);
-        if (awaited == SHUNT_WAIT_DRIVE)
-            p->wait_read_ns += shunt_now_ns() - now;
-        else
-            p->wait_peer_ns += shunt_now_ns() - now;
     }
 }
 
