@@ -11,7 +11,7 @@ import socket
 from shunttest import (case, check, check_equal, env, established, free_ports, main, rack_of,
                        wait_until)
 
-HEAD = '''bench_version shunt_version bench transport device hardware emulated'''.split()
+HEAD = '''bench_version shunt_version bench transport device hardware emulated oversubscribed'''.split()
 TIMES = 'count min_ns p50_ns p99_ns p99.9_ns max_ns'.split()
 ROW_HEADER, ENTRY = 64, 8  # of a message, and of a (token, expert) pair in it
 
@@ -26,7 +26,7 @@ def measure(t, *arguments, **how):
 
 
 def check_head(o, out, bench, transport):
-    check_equal({k: o[k] for k in HEAD if k not in ('device', 'hardware')},
+    check_equal({k: o[k] for k in HEAD if k not in ('device', 'hardware', 'oversubscribed')},
                 {'bench_version': 1, 'shunt_version': env.version, 'bench': bench,
                  'transport': transport, 'emulated': False}, 'head')
     check_equal((o['device'], o['hardware']), (None, 'host'), 'what it ran on')
@@ -143,9 +143,18 @@ def _(t):
     shape = ['--hidden', '64', '-n', '2', '--transport', 'shm']
     one = {os.sched_getaffinity(0).pop()}
     for options, said in ([], True), (['--busy-poll', '50'], False):
-        result = t.run('bench', 'dispatch', *shape, *options,
+        result = t.run('bench', 'dispatch', *shape, *options, '--json', '-',
                        before=lambda: os.sched_setaffinity(0, one))
         check_equal('2 nodes poll on 1 processor, so times' in result.err, said, options)
+        check_equal(json.loads(result.out)['oversubscribed'], said, options)
+
+
+@case('figures on a standard output that is closed')
+def _(t):
+    for command in (['bench', 'link', '--local', '-n', '2', '--json', '-'],
+                    ['bench', 'dispatch', '-n', '2', '--json', '/dev/stdout']):
+        result = t.run(*command, code=1, before=lambda: os.close(1))
+        check('cannot be written' in result.err or 'cannot write' in result.err, f'{result.err!r}')
 
 
 @case('link: nobody there')

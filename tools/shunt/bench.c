@@ -36,6 +36,7 @@ struct bench {
     const char *master;   /* likewise */
     struct launch launch; /* the rack of a launcher; count 0: none */
     bool local;           /* --local, or --nodes */
+    bool crowded;         /* fewer processors than nodes that poll without end */
     uint32_t nodes;       /* --nodes; 0: not given */
     const char *json;     /* --json */
     uint32_t qps;         /* --qps; 0: not given */
@@ -379,17 +380,26 @@ static int listen_anywhere(struct bench *b, uint32_t rank)
     return fd;
 }
 
-/* Ends that poll without end take a processor each. */
-static void check_processors(const struct bench *b, uint32_t count)
+/* Of this process; of the host for ranks of a launcher, which may have bound each to its own. */
+static uint32_t processors_of(const struct bench *b)
 {
     cpu_set_t set;
 
-    if (b->rack.busy_poll_ns >= 0 || sched_getaffinity(0, sizeof(set), &set) ||
-        count <= (uint32_t)CPU_COUNT(&set))
-        return;
-    complain("%u nodes poll on %d processor%s, so times are those of the scheduler; --busy-poll 50 "
-             "lets them sleep",
-             count, CPU_COUNT(&set), CPU_COUNT(&set) == 1 ? "" : "s");
+    if (b->launch.count == 0 && sched_getaffinity(0, sizeof(set), &set) == 0)
+        return (uint32_t)CPU_COUNT(&set);
+    return (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+/* Nodes that poll without end take a processor each. `count`: of this host. */
+static void check_processors(struct bench *b, uint32_t count)
+{
+    const uint32_t processors = processors_of(b);
+
+    b->crowded = b->rack.busy_poll_ns < 0 && count > processors;
+    if (b->crowded && b->rack.rank == 0)
+        complain("%u nodes poll on %u processor%s, so times are those of the scheduler; "
+                 "--busy-poll 50 lets them sleep",
+                 count, processors, processors == 1 ? "" : "s");
 }
 
 /* Runs fn as every rank but `own` in processes that do not outlive this one, then as `own` here.
@@ -479,10 +489,11 @@ static json_t *times_json(const struct shunt_bench_times *t)
 
 static json_t *head_json(const struct bench *b, enum shunt_bench_hardware hardware)
 {
-    return json_pack("{s:i,s:s,s:s,s:s,s:s?,s:s,s:b}", "bench_version", 1, "shunt_version",
+    return json_pack("{s:i,s:s,s:s,s:s,s:s?,s:s,s:b,s:b}", "bench_version", 1, "shunt_version",
                      shunt_version(), "bench", b->command + strlen("bench "), "transport",
                      b->rack.transport, "device", b->rack.link.device, "hardware",
-                     hardware_word(hardware), "emulated", hardware == SHUNT_BENCH_SOFTWARE_RDMA);
+                     hardware_word(hardware), "emulated", hardware == SHUNT_BENCH_SOFTWARE_RDMA,
+                     "oversubscribed", b->crowded);
 }
 
 /* Takes the object over. Return: exit code. */
@@ -620,8 +631,12 @@ static int check_launch(const struct bench *b)
     struct launch launch;
     char why[512];
 
-    if (b->server || b->listen || launch_from_environment(&env, &launch, why, sizeof(why)) <= 0 ||
-        (b->local && launch.local == 1))
+    int rc = b->server || b->listen ? 0
+                                    : launch_from_environment(&env, &launch, why, sizeof(why));
+
+    if (rc < 0)
+        return usage_error(b->command, "%s", why);
+    if (rc == 0 || (b->local && launch.local == 1))
         return 0;
     return usage_error(b->command,
                        "%s has started %u of these, and a link has two ends: start a server, "
@@ -752,6 +767,7 @@ static int run_dispatch(struct bench *b)
     if (b->launch.count) {
         b->rack_count = b->launch.count;
         b->rack.rank = b->launch.rank;
+        check_processors(b, b->launch.local);
     }
     if (b->rack_count) {
         b->rack.node_count = b->rack_count;

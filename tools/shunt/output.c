@@ -134,6 +134,20 @@ static int cannot_write(const struct output *o)
     return -1;
 }
 
+static int open_standard_output(const struct output *o)
+{
+    int fd = dup(STDOUT_FILENO);
+    int flags = fd < 0 ? -1 : fcntl(fd, F_GETFL);
+
+    if (flags >= 0 && (flags & O_ACCMODE) != O_RDONLY)
+        return fd;
+    if (fd >= 0) { /* it was closed, and is a place holder */
+        close(fd);
+        errno = EBADF;
+    }
+    return cannot_write(o);
+}
+
 static bool is_standard_output(const struct stat *st)
 {
     struct stat out;
@@ -188,14 +202,14 @@ int output_open(struct output *o, const char *path)
 
     *o = (struct output){.path = path};
     if (!strcmp(path, "-"))
-        return dup(STDOUT_FILENO);
+        return open_standard_output(o);
     if (path[0] == '\0') {
         errno = ENOENT;
         return cannot_write(o);
     }
     if (stat(path, &st) == 0) {
         if (is_standard_output(&st))
-            return dup(STDOUT_FILENO);
+            return open_standard_output(o);
         if (!S_ISREG(st.st_mode))
             return open_in_place(o);
         o->target = realpath(path, NULL); /* a link stays, and what it leads to is replaced */
