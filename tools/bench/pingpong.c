@@ -21,6 +21,7 @@
 
 #define WARM_UP   200
 #define RECEIVES  64
+#define LOT       16 /* receives that are posted together, as shunt does */
 #define SENDS     64
 #define TIMEOUT   19 /* 2 s, which shunt bench takes for its silence of 10 s */
 #define RETRIES   7
@@ -67,11 +68,13 @@ static void open_device(const char *name)
         die("device");
 }
 
-static void post_receive(void)
+static void post_receives(void)
 {
-    struct ibv_recv_wr wr = {0}, *bad;
+    struct ibv_recv_wr wrs[LOT] = {{0}}, *bad;
 
-    if (ibv_post_recv(qp, &wr, &bad))
+    for (int i = 0; i + 1 < LOT; i++)
+        wrs[i].next = &wrs[i + 1];
+    if (ibv_post_recv(qp, wrs, &bad))
         die("ibv_post_recv");
 }
 
@@ -98,8 +101,8 @@ static void make_queue_pair(int gid_index)
                              IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS))
         die("queue pair");
     inline_max = init.cap.max_inline_data;
-    for (int i = 0; i < RECEIVES; i++)
-        post_receive();
+    for (int i = 0; i < RECEIVES / LOT; i++)
+        post_receives();
     if (ibv_query_gid(device, 1, gid_index, &gid) || ibv_query_port(device, 1, &port))
         die("port");
     own = (struct word){.qpn = qp->qp_num,
@@ -180,6 +183,7 @@ static void post_write(void)
 /* Until the other's immediate is here. */
 static void wait_for_write(void)
 {
+    static int taken;
     struct ibv_wc wc;
 
     for (;;) {
@@ -190,7 +194,8 @@ static void wait_for_write(void)
             exit(1);
         }
         if (n > 0 && wc.opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
-            post_receive();
+            if (++taken % LOT == 0)
+                post_receives();
             return;
         }
     }
