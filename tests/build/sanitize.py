@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 root, folder, kind, options = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
 OPTIONS = {
@@ -28,6 +29,7 @@ ENV = dict(os.environ, ASAN_OPTIONS='detect_leaks=1', UBSAN_OPTIONS='halt_on_err
 
 def run(args, expect, stdin=None):
     """Runs a command in a process group of its own, with a deadline; fails on a report or another exit code."""
+    begin = time.monotonic()
     p = subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                          errors='replace', env=ENV, start_new_session=True)
     try:
@@ -39,7 +41,7 @@ def run(args, expect, stdin=None):
     report = next((r for r in REPORTS if r in out), None)
     if report or p.returncode != expect:
         sys.exit(f'{args}: exit code {p.returncode} ({expect} expected), report: {report}\n{out}')
-    print('ok', ' '.join(args[:2] + [a for a in args[2:] if len(a) < 40]))
+    print(f'ok {time.monotonic() - begin:6.1f} s', ' '.join(args[:2] + [a for a in args[2:] if len(a) < 40]), flush=True)
 
 
 def expect_report(driver, error, words):
@@ -80,7 +82,8 @@ with tempfile.TemporaryDirectory() as temp:
         with open(model, 'rb') as f, open(f'{temp}/cut.gguf', 'wb') as out:
             out.write(f.read(cut))
         run([shunt, 'inspect', f'{temp}/cut.gguf'], 1)
-    run([shunt, 'run', '-m', model, '-p', 'x', '--rank', '0', '--rack', '127.0.0.1:1,127.0.0.1:2'], 1)
+    run([shunt, 'run', '-m', model, '-p', 'x', '--rank', '0', '--rack', '127.0.0.1:1,127.0.0.1:2',
+         '--join-timeout', '1'], 1)
 run([f'{driver}/identity', model], 0)
 run([f'{driver}/api', model], 0)
 run([f'{driver}/soak', model, '6', '1'], 0)

@@ -271,7 +271,7 @@ static bool a_slow_reader_pauses_its_own_sequence_only(void)
 {
     struct shunt_config cfg = config();
     shunt *engine = open_engine(&cfg);
-    struct shunt_request r = request(2000);
+    struct shunt_request r = request(600);
     struct shunt_stats stats = {.size = sizeof(stats)};
     struct shunt_error err;
     static struct heard slow, fast;
@@ -280,11 +280,11 @@ static bool a_slow_reader_pauses_its_own_sequence_only(void)
     EXPECT(engine);
     EXPECT(shunt_submit(engine, &r, &slow_id, &err) == 0);
     EXPECT(shunt_submit(engine, &r, &fast_id, &err) == 0);
-    EXPECT(hear(engine, fast_id, &fast) && fast.count == 2000);
+    EXPECT(hear(engine, fast_id, &fast) && fast.count == 600);
     EXPECT(shunt_get_stats(engine, &stats) == 0);
-    EXPECT(stats.tokens < 3500); /* the slow one has not been carried along */
-    EXPECT(hear(engine, slow_id, &slow) && slow.count == 2000);
-    EXPECT(!memcmp(slow.ids, fast.ids, 2000 * sizeof(int32_t)));
+    EXPECT(stats.tokens < 1000); /* the slow one has not been carried along */
+    EXPECT(hear(engine, slow_id, &slow) && slow.count == 600);
+    EXPECT(!memcmp(slow.ids, fast.ids, 600 * sizeof(int32_t)));
     EXPECT(slow.end.digest == fast.end.digest);
     EXPECT(shunt_close(engine, TIMEOUT) == 0);
     return true;
@@ -425,7 +425,7 @@ static bool the_descriptor_stays_readable_while_there_are_events(void)
 
     EXPECT(engine);
     fd = (struct pollfd){.fd = shunt_get_fd(engine), .events = POLLIN};
-    for (int round = 0; round < 20; round++) {
+    for (int round = 0; round < 10; round++) {
         EXPECT(shunt_submit(engine, &r, &id, NULL) == 0);
         do {
             EXPECT(poll(&fd, 1, 20000) == 1);
@@ -440,7 +440,7 @@ static bool the_descriptor_stays_readable_while_there_are_events(void)
 static bool leaving_finishes_what_runs(void)
 {
     struct shunt_config cfg = config();
-    struct shunt_request r = request(2000);
+    struct shunt_request r = request(600);
     struct shunt_stats before = {.size = sizeof(before)}, after = {.size = sizeof(after)};
     shunt *engine = open_engine(&cfg);
     static struct heard h;
@@ -450,13 +450,13 @@ static bool leaving_finishes_what_runs(void)
     EXPECT(shunt_submit(engine, &r, &id, NULL) == 0);
     do { /* until it stands still */
         EXPECT(shunt_get_stats(engine, &before) == 0);
-        nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = 60000000}, NULL);
         EXPECT(shunt_get_stats(engine, &after) == 0);
     } while (after.tokens == 0 || after.tokens != before.tokens);
-    EXPECT(after.tokens < 2000);
+    EXPECT(after.tokens < 600);
     shunt_leave(engine);
     EXPECT(hear(engine, id, &h));
-    EXPECT(h.end.reason == SHUNT_END_LENGTH && h.count == 2000);
+    EXPECT(h.end.reason == SHUNT_END_LENGTH && h.count == 600);
     EXPECT(shunt_close(engine, TIMEOUT) == 0);
     return true;
 }
