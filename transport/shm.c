@@ -37,6 +37,7 @@
 
 #include "runtime/base/carve.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/futex.h"
 #include "runtime/base/shared.h"
 #include "transport/region.h"
 #include "transport/transport.h"
@@ -789,6 +790,8 @@ static uint32_t shm_poll(struct shunt_transport *t, struct shunt_completion *out
         }
     }
     t->turn = next_peer(t, t->turn);
+    if (sink.count == 0)
+        shunt_spin_pause(); /* the other node may run on a thread of the same core */
     return sink.count;
 }
 
