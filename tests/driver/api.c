@@ -425,7 +425,7 @@ static bool the_descriptor_stays_readable_while_there_are_events(void)
 
     EXPECT(engine);
     fd = (struct pollfd){.fd = shunt_get_fd(engine), .events = POLLIN};
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < 20; round++) {
         EXPECT(shunt_submit(engine, &r, &id, NULL) == 0);
         do {
             EXPECT(poll(&fd, 1, 20000) == 1);
@@ -450,7 +450,7 @@ static bool leaving_finishes_what_runs(void)
     EXPECT(shunt_submit(engine, &r, &id, NULL) == 0);
     do { /* until it stands still */
         EXPECT(shunt_get_stats(engine, &before) == 0);
-        nanosleep(&(struct timespec){.tv_nsec = 60000000}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
         EXPECT(shunt_get_stats(engine, &after) == 0);
     } while (after.tokens == 0 || after.tokens != before.tokens);
     EXPECT(after.tokens < 600);
