@@ -26,32 +26,32 @@ struct write {
     bool with_imm, signalled, inlined;
 };
 
-static inline void add_newer(struct ibv_qp_ex *qp, const struct write *w)
+/* Inline: posting a single write, as most puts are, then costs neither loop nor struct. */
+static inline int post_newer(struct ibv_qp_ex *qp, const struct write *writes, uint32_t count)
 {
-    qp->wr_id = w->id;
-    /* The flag says what ibv_wr_set_inline_data says as well; rxe needs to be told before. */
-    qp->wr_flags = (w->signalled ? IBV_SEND_SIGNALED : 0u) | (w->inlined ? IBV_SEND_INLINE : 0u);
-    if (w->with_imm)
-        ibv_wr_rdma_write_imm(qp, w->rkey, w->to, htonl(w->imm));
-    else
-        ibv_wr_rdma_write(qp, w->rkey, w->to);
-    if (w->bytes == 0)
-        ibv_wr_set_sge_list(qp, 0, NULL);
-    else if (w->inlined)
-        ibv_wr_set_inline_data(qp, (void *)w->src, w->bytes);
-    else
-        ibv_wr_set_sge(qp, w->lkey, (uintptr_t)w->src, w->bytes);
+    ibv_wr_start(qp);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct write *w = &writes[i];
+
+        qp->wr_id = w->id;
+        /* The flag says what ibv_wr_set_inline_data says as well; rxe needs to be told before. */
+        qp->wr_flags =
+            (w->signalled ? IBV_SEND_SIGNALED : 0u) | (w->inlined ? IBV_SEND_INLINE : 0u);
+        if (w->with_imm)
+            ibv_wr_rdma_write_imm(qp, w->rkey, w->to, htonl(w->imm));
+        else
+            ibv_wr_rdma_write(qp, w->rkey, w->to);
+        if (w->bytes == 0)
+            ibv_wr_set_sge_list(qp, 0, NULL);
+        else if (w->inlined)
+            ibv_wr_set_inline_data(qp, (void *)w->src, w->bytes);
+        else
+            ibv_wr_set_sge(qp, w->lkey, (uintptr_t)w->src, w->bytes);
+    }
+    return ibv_wr_complete(qp);
 }
 
-static int post_newer(const struct verbs_lane *lane, const struct write *writes, uint32_t count)
-{
-    ibv_wr_start(lane->qpx);
-    for (uint32_t i = 0; i < count; i++)
-        add_newer(lane->qpx, &writes[i]);
-    return ibv_wr_complete(lane->qpx);
-}
-
-static int post_older(const struct verbs_lane *lane, const struct write *writes, uint32_t count)
+static int post_older(struct ibv_qp *qp, const struct write *writes, uint32_t count)
 {
     struct ibv_send_wr wrs[VERBS_BATCH], *bad;
     struct ibv_sge sges[VERBS_BATCH];
@@ -73,12 +73,12 @@ static int post_older(const struct verbs_lane *lane, const struct write *writes,
             .wr.rdma = {.remote_addr = w->to, .rkey = w->rkey},
         };
     }
-    return ibv_post_send(lane->qp, wrs, &bad);
+    return ibv_post_send(qp, wrs, &bad);
 }
 
 static int post(const struct verbs_lane *lane, const struct write *writes, uint32_t count)
 {
-    return lane->qpx ? post_newer(lane, writes, count) : post_older(lane, writes, count);
+    return lane->qpx ? post_newer(lane->qpx, writes, count) : post_older(lane->qp, writes, count);
 }
 
 /* ---- a put on one rail */
@@ -242,8 +242,8 @@ void verbs_post_puts(struct shunt_transport *t, uint32_t peer)
 }
 
 /* True when the put can be one write: it lies in one block here and in one there. */
-static inline bool is_one_write(const struct shunt_transport *t, const struct verbs_put *put,
-                                const struct verbs_block *block)
+static bool is_one_write(const struct shunt_transport *t, const struct verbs_put *put,
+                         const struct verbs_block *block)
 {
     return block && put->bytes > 0 && put->bytes <= t->rails[0].write_max &&
            put->bytes <= (uint64_t)(block->base + block->bytes - put->src) &&
@@ -276,9 +276,7 @@ static bool post_at_once(struct shunt_transport *t, uint32_t peer, struct verbs_
         return false;
     lane->posted++;
     count_writes(t, lane, 1);
-    ibv_wr_start(lane->qpx);
-    add_newer(lane->qpx, &w);
-    rc = ibv_wr_complete(lane->qpx);
+    rc = post_newer(lane->qpx, &w, 1);
     if (rc)
         lose_queue(t, peer, 0, "writes", rc);
     return true;
