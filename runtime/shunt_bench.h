@@ -33,8 +33,7 @@ struct shunt_bench_rack {
     bool encrypt;
     const char *transport; /* "tcp", "shm", "verbs" */
     struct shunt_link_options link;
-    int64_t busy_poll_ns; /* a wait polls so long, then sleeps until it is woken; -1: for ever, and
-                             after 200 us without anything yields between its looks */
+    int64_t busy_poll_ns; /* a wait polls so long, then sleeps until it is woken; -1: for ever */
     int64_t join_timeout_ns, step_timeout_ns; /* to meet; and in which nothing goes on */
     void (*listening)(void *ctx); /* by the thread that measures, once others can come; or NULL */
     void *listening_ctx;

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,11 +16,6 @@
 #define POLLS_PER_LOOK 64u
 
 #define SLEEP_MAX_NS (100 * SHUNT_NS_PER_MS)
-
-/* A wait that has seen nothing for so long lets others have the processor between its looks: those
- * it waits for may need it, as the kernel's threads do that carry RDMA in software, or a peer where
- * processors are too few. What answers sooner is not touched by it. */
-#define GIVE_WAY_NS (200 * SHUNT_NS_PER_US)
 
 void shunt_bench_rack_init(struct shunt_bench_rack *rack)
 {
@@ -246,8 +240,6 @@ static int check_wait(struct shunt_bench_node *b, struct wait *w, bool has_come,
                                (double)b->cfg.step_timeout_ns / 1e9);
     if (b->cfg.busy_poll_ns >= 0 && now - w->idle_ns >= b->cfg.busy_poll_ns)
         sleep_some(b);
-    else if (now - w->idle_ns >= GIVE_WAY_NS)
-        sched_yield();
     return 0;
 }
 
